@@ -1,0 +1,173 @@
+"""The command line: one thin command per use. Results on stdout, logs and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import BvtamError
+
+app = typer.Typer(
+    name='bvtam',
+    help='A model zoo for efficient video recognition: bLVNet-TAM, bLNet, TSN, TSM, TAM-ResNet.',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option('--json', help='Print one JSON document instead of a table.')]
+
+
+def main() -> None:
+    """Runs the command line: exit 0 done, 1 failed with one line on stderr, 2 wrong usage."""
+    logging.basicConfig(format='%(message)s', stream=sys.stderr, level=logging.WARNING)
+    try:
+        app()
+    except (BvtamError, ValueError, OSError) as error:
+        text = ' '.join(str(error).split()) or type(error).__name__
+        print(f'bvtam: {text}', file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def _table(columns: list[str], rows: list[list[Any]], title: str | None = None) -> None:
+    """A table on stdout; numbers are right-aligned, and nothing is cut off where output is a file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)
+    table = Table(title=title, title_justify='left', box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        numeric = all(isinstance(row[i], (int, float)) for row in rows)
+        table.add_column(column, justify='right' if numeric else 'left')
+    for row in rows:
+        table.add_row(*(f'{v:,}' if isinstance(v, int) else str(v) for v in row))
+    console.print(table)
+
+
+@app.command('list')
+def list_(
+    pattern: Annotated[str, typer.Argument(help="Wildcards, as in 'bvtam_r50_*'.")] = '*',
+    pretrained: Annotated[
+        bool, typer.Option('--pretrained', help='Only weights that are on this machine.')
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List networks, or weights."""
+    from .factory import list_models, list_pretrained
+
+    names = list_pretrained(pattern) if pretrained else list_models(pattern)
+    if as_json:
+        _print_json(names)
+    else:
+        print('\n'.join(names))
+
+
+@app.command()
+def info(
+    name: Annotated[str, typer.Argument(help='ARCH, ARCH.TAG, local-dir:PATH or hf-hub:REPO.')],
+    as_json: Json = False,
+) -> None:
+    """Show a network: parameters, features, options, ClipConfig."""
+    from .factory import describe
+
+    facts = describe(name)
+    if as_json:
+        _print_json(facts)
+        return
+    flat = {k: v for k, v in facts.items() if not isinstance(v, dict)}
+    flat |= {f'{k}.{sub}': v for k in ('clip', 'options') for sub, v in (facts[k] or {}).items()}
+    _table(['', ''], [[k, f'{v:,}' if type(v) is int else v] for k, v in flat.items()], name)
+
+
+@app.command()
+def flops(
+    name: Annotated[str, typer.Argument(help='A network; not needed with --check.')] = '',
+    frames: Annotated[int | None, typer.Option(help='Frames T of the clip.')] = None,
+    size: Annotated[int | None, typer.Option(help='Height and width in pixels.')] = None,
+    num_classes: Annotated[int | None, typer.Option(help='Classes of the head.')] = None,
+    check: Annotated[
+        bool, typer.Option('--check', help='Go through the whole published table.')
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Count multiply-accumulates with fvcore: as published, and as executed here."""
+    from . import flops as room
+
+    if check == bool(name):
+        raise typer.BadParameter('give the NAME of a network, or --check')
+    if not check:
+        costs = room.flops(name, frames, size, num_classes)
+        _print_json(costs) if as_json else _table(list(costs), [list(costs.values())])
+        return
+    rows = room.check()
+    if as_json:
+        _print_json(rows)
+    else:
+        columns = ['model', 'num_frames', 'size', 'num_classes']
+        table = [
+            [*(r[c] for c in columns), *(str(r[c]) for c in ('expected', 'computed')), r['ok']]
+            for r in rows
+        ]
+        _table([*columns, 'published', 'computed', 'equal'], table)
+    if not all(row['ok'] for row in rows):
+        raise BvtamError(f'{sum(not row["ok"] for row in rows)} of {len(rows)} rows differ')
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="The authors' file.")],
+    name: Annotated[
+        str, typer.Option(help='ARCH.TAG of the result (default: inferred, tag `converted`).')
+    ] = '',
+    labels: Annotated[str, typer.Option(help='Text file, one class name per line.')] = '',
+    out: Annotated[str, typer.Option(help='Folder to write (default: in your cache).')] = '',
+    as_json: Json = False,
+) -> None:
+    """Turn an authors' checkpoint into a zoo folder (config.json, model.safetensors, card)."""
+    from .hub.convert import convert as run
+    from .hub.store import read_config
+
+    folder = run(checkpoint, name, labels, out)
+    if as_json:
+        _print_json({'folder': str(folder), **read_config(folder)})
+    else:
+        arch = read_config(folder)['architecture']
+        print(f'{arch} written to {folder}\nuse it as local-dir:{folder}')
+
+
+@app.command()
+def predict(
+    videos: Annotated[list[str], typer.Argument(help='Video files.')],
+    model: Annotated[
+        str, typer.Option(help='ARCH, ARCH.TAG, local-dir:PATH or hf-hub:REPO.')
+    ] = 'bvtam_r50_8x2',
+    topk: Annotated[int, typer.Option(help='Classes to show.')] = 5,
+    as_json: Json = False,
+) -> None:
+    """Name what a video shows: the likeliest classes and their scores."""
+    from .factory import create_model
+    from .inference.predict import predict as run
+
+    net = create_model(model, pretrained=True).eval()
+    results = [run(net, video, topk) for video in videos]
+    if as_json:
+        _print_json(results)
+        return
+    for result in results:
+        rows = [[t['label'], t['index'], f'{t["score"]:.4f}'] for t in result['top']]
+        _table(['label', 'index', 'score'], rows, result['video'])
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,90 @@
+"""ClipConfig: everything that turns a video into a net's input. It travels with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .errors import BvtamError, nearest
+
+SAMPLINGS = ('uniform', 'dense')
+INTERPOLATIONS = ('bilinear', 'bicubic')
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """How frames are chosen, resized, cropped and normalised at test time.
+
+    Attributes:
+        num_frames: frames T of one clip.
+        sampling: 'uniform' (one frame from each of T segments) or 'dense' (every `frame_stride`-th).
+        frame_stride: distance between frames in 'dense' sampling, in frames of the video.
+        resize: the frame's shorter side after resizing, in pixels.
+        crop_size: side of the square crop, in pixels.
+        interpolation: 'bilinear' or 'bicubic', both antialiased.
+        mean, std: per channel, for values on [0, 1].
+        flip: whether training may mirror clips; False where labels name directions.
+        num_clips, num_crops: views of one video; their class probabilities are averaged.
+
+    Raises:
+        BvtamError: a value of another type or outside its range.
+    """
+
+    num_frames: int = 16
+    sampling: str = 'uniform'
+    frame_stride: int = 1
+    resize: int = 224
+    crop_size: int = 224
+    interpolation: str = 'bilinear'
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    flip: bool = False
+    num_clips: int = 1
+    num_crops: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ('num_frames', 'frame_stride', 'resize', 'crop_size', 'num_clips', 'num_crops'):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise BvtamError(f'clip.{name} must be a positive integer, not {value!r}')
+        for name, choices in (('sampling', SAMPLINGS), ('interpolation', INTERPOLATIONS)):
+            if getattr(self, name) not in choices:
+                raise BvtamError(
+                    f'clip.{name} must be one of {", ".join(choices)}, not {getattr(self, name)!r}'
+                )
+        if type(self.flip) is not bool:
+            raise BvtamError(f'clip.flip must be true or false, not {self.flip!r}')
+        if self.num_crops not in (1, 3):
+            raise BvtamError(f'clip.num_crops must be 1 or 3, not {self.num_crops}')
+        if self.crop_size > self.resize:
+            raise BvtamError(
+                f'clip.crop_size {self.crop_size} is larger than clip.resize {self.resize}'
+            )
+        for name in ('mean', 'std'):
+            value = getattr(self, name)
+            numbers = isinstance(value, (list, tuple)) and all(
+                type(v) in (int, float) and abs(v) < float('inf') for v in value
+            )
+            if not numbers or not value or (name == 'std' and min(value) <= 0):
+                raise BvtamError(f'clip.{name} must be numbers, one per channel, not {value!r}')
+            object.__setattr__(self, name, tuple(float(v) for v in value))
+        if len(self.mean) != len(self.std):
+            raise BvtamError('clip.mean and clip.std must have the same length')
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ClipConfig:
+        """Inverse of `to_dict`. A key that is no field is a `BvtamError`."""
+        if not isinstance(values, Mapping):
+            raise BvtamError(f'clip must be a table of settings, not {values!r}')
+        names = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in names:
+                raise BvtamError(f'unknown clip setting {key!r}{nearest(str(key), names)}')
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `config.json` keeps them under "clip"."""
+        return asdict(self)

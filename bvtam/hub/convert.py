@@ -1,0 +1,289 @@
+"""An authors' checkpoint to a zoo folder: what net it is follows from its names and shapes.
+
+Four releases are read: IBM/bLVNet-TAM, IBM/BigLittleNet, IBM/action-recognition-pytorch and
+mit-han-lab/temporal-shift-module; flat or wrapped in `{'state_dict': ...}`, with or without the
+`module.` prefix. Checkpoints are pickles: they are read with `weights_only=True`, which runs no code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from timm.models import list_models, model_entrypoint
+from torch import Tensor
+
+from .. import models  # noqa: F401  (registers the names)
+from ..clip import ClipConfig
+from ..errors import BvtamError, nearest
+from ..models import bl_resnet, temporal_resnet
+from ..models._build import strict_filter
+from . import store
+from .publish import save_pretrained
+
+# numpy scalars that the releases keep beside the weights (best accuracy and the like)
+_HARMLESS = [
+    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    np._core.multiarray.scalar,
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+]
+
+_RELEASES = {
+    'blvnet': ('IBM/bLVNet-TAM', 'apache-2.0'),
+    'blresnet': ('IBM/BigLittleNet', 'apache-2.0'),
+    'ibm': ('IBM/action-recognition-pytorch', 'apache-2.0'),
+    'mit': ('mit-han-lab/temporal-shift-module', 'mit'),
+}
+
+
+class Identity(NamedTuple):
+    """What a checkpoint is: the names it may bear, the options that differ from theirs, its release."""
+
+    arch_prefix: str
+    options: dict[str, Any]
+    release: str
+    num_classes: int
+    in_chans: int
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict, less any `module.` prefix, and what else the file holds.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BvtamError: a web page, a damaged or truncated file, code in place of weights, no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} is no file')
+    with path.open('rb') as file:
+        head = file.read(512).lstrip().lower()
+    if not head:
+        raise BvtamError(f'{path} is empty: download it again')
+    if head.startswith((b'<!doctype', b'<html')):
+        raise BvtamError(
+            f'{path} is a web page, not a checkpoint: open its address in a browser and '
+            'save the file that it offers'
+        )
+    try:
+        if path.suffix == '.safetensors':
+            content = safetensors.torch.load_file(path)
+        else:
+            with torch.serialization.safe_globals(_HARMLESS):
+                content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r'(?:GLOBAL|global|Unsupported \w+) (\S+)', str(error))
+        if 'weights_only' in str(error) or 'Weights only' in str(error):
+            what = f' ({unsafe.group(1)})' if unsafe else ''
+            raise BvtamError(
+                f'{path} holds more than tensors{what}, so it was not loaded: nothing in it was run'
+            ) from None
+        raise BvtamError(f'{path} is damaged or no checkpoint: download it again') from None
+    except (RuntimeError, EOFError, SafetensorError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BvtamError(
+            f'{path} is damaged, truncated or no checkpoint ({reason}): download it again'
+        ) from None
+    if not isinstance(content, Mapping):
+        raise BvtamError(f'{path} holds a {type(content).__name__}, not a state dict')
+    meta = {}
+    for key in ('state_dict', 'model', 'net'):
+        if isinstance(content.get(key), Mapping):
+            meta = {k: v for k, v in content.items() if k != key}
+            content = content[key]
+            break
+    state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    if not state or len(state) != len(content):
+        other = [str(k) for k in content if k not in state][:3]
+        raise BvtamError(f'{path} is no state dict: no tensors under {", ".join(other) or "any key"}')
+    return {k.removeprefix('module.'): v for k, v in state.items()}, meta
+
+
+def identify(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, Tensor]]:
+    """What net the weights are of, and the same weights under our names.
+
+    Raises:
+        BvtamError: none that this package has, with the first few names.
+    """
+    if any(n.endswith('bl_init.weight') for n in state):
+        return _identify_bl(state)
+    if any(n.removeprefix('base_model.') == 'layer1.0.bn1.weight' for n in state):
+        return _identify_resnet(state)
+    raise BvtamError(
+        'the checkpoint is of none of the families bLVNet, bL-ResNet, TSN, TSM or TAM-ResNet; '
+        f'it has {", ".join(list(state)[:3])}'
+    )
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many blocks `prefix`0, `prefix`1, ... there are."""
+    numbers = [re.match(rf'{re.escape(prefix)}(\d+)\.', n) for n in state]
+    return 1 + max((int(m.group(1)) for m in numbers if m), default=-1)
+
+
+def _need(state: Mapping[str, Tensor], *names: str) -> None:
+    if absent := [n for n in names if n not in state]:
+        raise BvtamError(f'the checkpoint lacks {", ".join(absent)}')
+
+
+def _identify_bl(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, Tensor]]:
+    video = any('tam.' in n or n.startswith(('baseline_model.', 'new_fc.')) for n in state)
+    ours = bl_resnet.checkpoint_filter_fn(state)
+    first, little, fc = 'stem.conv1.weight', 'stem.little_conv1.weight', 'fc.weight'
+    _need(ours, first, little, fc)
+    width, in_chans = ours[first].shape[:2]
+    deep = [_count(ours, f'layer{i}.big.') for i in (1, 2, 3)]
+    shallow = [_count(ours, f'layer{i}.little.') for i in (1, 2, 3)]
+    layers = (*(n + 1 for n in deep), _count(ours, 'layer4.'))
+    depths = {blocks: f'r{depth}' for depth, blocks in bl_resnet.DEPTHS.items()}
+    depths[2, 2, 2, 2] = 'tiny'
+    if layers not in depths:
+        raise BvtamError(f'no network of this package has stages of {layers} bottlenecks')
+    # several betas may give the same blocks; the releases' own comes first
+    betas = [b for b in (4, 2, 1, *range(3, 31))
+             if [max(1, n // b - 1) for n in layers[:3]] == shallow]  # fmt: skip
+    if not betas:
+        raise BvtamError(f'no beta gives Little branches of {shallow} bottlenecks')
+    options = {'alpha': width // ours[little].shape[0], 'beta': betas[0], 'width': width}
+    usual = {'alpha': 2, 'beta': 4, 'width': 16 if depths[layers] == 'tiny' else 64}
+    if video:
+        tam = ours.get('stem.temporal.weight')
+        options['temporal'] = 'none' if tam is None else 'tam'
+        options['temporal_range'] = 3 if tam is None else len(tam)
+        usual |= {'temporal': 'tam', 'temporal_range': 3}
+    prefix = f'bvtam_{depths[layers]}_' if video else f'blresnet{depths[layers][1:]}'
+    options = {k: v for k, v in options.items() if v != usual[k]}
+    release = 'blvnet' if video else 'blresnet'
+    return Identity(prefix, options, release, len(ours[fc]), in_chans), ours
+
+
+def _identify_resnet(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, Tensor]]:
+    mit = any(n.startswith('base_model.') for n in state)
+    shifted = {n.partition('.conv1.net.')[0].removeprefix('base_model.')
+               for n in state if '.conv1.net.' in n}  # fmt: skip
+    aggregated = any('tam.' in n for n in state)
+    ours = temporal_resnet.checkpoint_filter_fn(state)
+    first, fc = 'backbone.conv1.weight', 'backbone.fc.weight'
+    _need(ours, first, fc)
+    layers = tuple(_count(ours, f'backbone.layer{i}.') for i in (1, 2, 3, 4))
+    bottleneck = 'backbone.layer1.0.conv3.weight' in ours
+    depth = {
+        ((2, 2, 2, 2), False): 18,
+        ((3, 4, 6, 3), True): 50,
+        ((3, 4, 23, 3), True): 101,
+    }.get((layers, bottleneck))
+    if depth is None:
+        raise BvtamError(f'no network of this package is a ResNet with stages of {layers} blocks')
+    family = 'tam' if aggregated else 'tsm' if shifted else 'tsn'
+    options: dict[str, Any] = {}
+    if aggregated:
+        ranges = {len(t) for n, t in ours.items() if n.endswith('temporal.weight')}
+        if len(ranges) > 1:
+            raise BvtamError(f'the TAMs have different ranges: {sorted(ranges)}')
+        if ranges != {3}:
+            options['temporal_range'] = ranges.pop()
+    if shifted:
+        blocks = {every: {f'layer{i + 1}.{j}' for i in range(4) for j in range(0, layers[i], every)}
+                  for every in (1, 2)}  # fmt: skip
+        every = next((n for n, names in blocks.items() if names == shifted), None)
+        if every is None:
+            raise BvtamError('the shifted blocks are neither all nor every second one of each stage')
+        if every != (2 if depth == 101 else 1):
+            options['temporal_every'] = every
+    prefix = f'{family}_resnet{depth}_'
+    release = 'mit' if mit else 'ibm'
+    return Identity(prefix, options, release, len(ours[fc]), ours[first].shape[1]), ours
+
+
+def _arch(identity: Identity, hint: str) -> str:
+    """The registered name: weights do not tell T, so the file's own name may (`f16x2`, `segment8`)."""
+    archs = [n for n in list_models() if n.startswith(identity.arch_prefix)]
+    if not archs:
+        raise BvtamError(f'no registered network is named {identity.arch_prefix}...')
+    for frames in re.findall(r'(?:\bf|segment|[-_]f)(\d+(?:x2)?)(?![\dx])', hint):
+        for arch in archs:
+            if arch.endswith((f'_{frames}', f'_f{frames}')):
+                return arch
+    return archs[0]
+
+
+def convert(
+    checkpoint: str | os.PathLike,
+    name: str = '',
+    labels: str | os.PathLike = '',
+    out: str | os.PathLike = '',
+) -> Path:
+    """Writes an authors' checkpoint as a zoo folder.
+
+    Args:
+        checkpoint: the authors' file.
+        name: `ARCH.TAG` or `ARCH` for the result; by default inferred, with tag `converted`.
+        labels: a text file with one class name per line.
+        out: the folder to write; by default one in the user's zoo, where the name finds it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: no such checkpoint or label file.
+        BvtamError: anything else that is wrong with them, or a name of another family.
+    """
+    state, meta = read_checkpoint(checkpoint)
+    identity, ours = identify(state)
+    hint = f'{meta.get("arch", "")} {Path(checkpoint).name}'
+    arch, _, tag = name.partition('.')
+    options = dict(identity.options)
+    if identity.release == 'ibm':
+        options |= _ibm_variant(str(meta.get('arch', '')))
+    if arch and arch not in list_models():
+        raise BvtamError(f'--name: no network is named {arch}{nearest(arch, list_models())}')
+    if arch and not arch.startswith(identity.arch_prefix):
+        raise BvtamError(f'--name says {arch}, but the checkpoint is of {identity.arch_prefix}*')
+    arch = arch or _arch(identity, hint)
+    label_names = _read_labels(labels, identity.num_classes) if labels else None
+
+    cfg: dict[str, Any] = {'num_classes': identity.num_classes, 'architecture': arch}
+    if identity.in_chans != 3:  # as the releases treat optical flow
+        mean, std = (0.5,) * identity.in_chans, (0.226,) * identity.in_chans
+        cfg |= {'input_size': (identity.in_chans, 224, 224), 'mean': mean, 'std': std}
+    model = model_entrypoint(arch)(pretrained=False, pretrained_cfg_overlay=cfg, **options)
+    if model.clip_config and identity.in_chans != 3:
+        clip = model.clip_config.to_dict() | {'mean': cfg['mean'], 'std': cfg['std']}
+        model.clip_config = ClipConfig.from_dict(clip)
+    model.load_state_dict(strict_filter(ours, model))
+    model.label_names = label_names
+    model._model_args = options
+    release, licence = _RELEASES[identity.release]
+    origin = f'Converted from `{Path(checkpoint).name}`, in the layout of {release}.'
+    folder = Path(out) if out else store.cache_dir() / f'{arch}.{tag or "converted"}'
+    return save_pretrained(model, folder, origin, licence)
+
+
+def _ibm_variant(arch: str) -> dict[str, Any]:
+    """Options without a trace in the weights; the release writes them into the name it stores."""
+    if '-ts-max' in arch:
+        return {'temporal_pool': True}
+    if '-ts-avg' in arch:
+        raise BvtamError(f'{arch} pools over time by averaging, which no network here does')
+    return {}
+
+
+def _read_labels(path: str | os.PathLike, num_classes: int) -> list[str]:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} is no file')
+    names = path.read_text(encoding='utf-8').splitlines()
+    if len(names) != num_classes:
+        raise BvtamError(f'{path} has {len(names)} lines, but the checkpoint {num_classes} classes')
+    return names

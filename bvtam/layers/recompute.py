@@ -1,0 +1,163 @@
+"""Memory for time in training: cheap results are recomputed in the backward pass, not kept.
+
+Batch norm and ReLU are a pass over memory each, but what they give is kept for the layer behind
+them. The functions here keep the input of the batch norm alone. The numbers are those of the plain
+modules to rounding; where anything is unusual (eval mode, another kind of norm, hooks, tracing) the
+plain modules run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .temporal import TAM, TamFunction
+
+_aten = torch.ops.aten
+
+
+def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, stats: tuple) -> tuple[Tensor, ...]:
+    """ReLU of batch norm, with the batch's mean and inverse deviation; updates the running ones."""
+    running_mean, running_var, momentum, eps = stats
+    y, mean, invstd = torch.native_batch_norm(
+        x, weight, bias, running_mean, running_var, True, momentum, eps
+    )
+    return y.relu_(), mean, invstd
+
+
+def _norm_relu_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor):
+    """What `_norm_relu` gave, from the kept batch statistics."""
+    scale = weight * invstd
+    shift = bias - mean * scale
+    shape = (-1, 1, 1)
+    out = torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
+    return out.relu_()
+
+
+def _norm_relu_backward(grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, kept: tuple):
+    mean, invstd, eps = kept
+    grad = _aten.threshold_backward(grad, y, 0)
+    return _aten.native_batch_norm_backward(
+        grad, x, weight, None, None, mean, invstd, True, eps, [True, True, True]
+    )
+
+
+class NormReluConv(torch.autograd.Function):
+    """conv(relu(batch_norm(x))), keeping x alone."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stats, kernel, stride, padding):
+        y, mean, invstd = _norm_relu(x, weight, bias, stats)
+        ctx.save_for_backward(x, weight, bias, mean, invstd, kernel)
+        ctx.geometry, ctx.eps = (stride, padding), stats[-1]
+        return F.conv2d(y, kernel, None, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, bias, mean, invstd, kernel = ctx.saved_tensors
+        stride, padding = ctx.geometry
+        y = _norm_relu_again(x, weight, bias, mean, invstd)
+        grad, kernel_grad, _ = _aten.convolution_backward(
+            grad, y, kernel, None, stride, padding, (1, 1), False, (0, 0), 1, (True, True, False)
+        )
+        grads = _norm_relu_backward(grad, y, x, weight, (mean, invstd, ctx.eps))
+        return *grads, None, kernel_grad, None, None
+
+
+class NormReluTam(torch.autograd.Function):
+    """TAM.split(relu(batch_norm(x))), keeping x and the two outputs."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stats, tam_weight, steps):
+        y, mean, invstd = _norm_relu(x, weight, bias, stats)
+        even, odd = TamFunction.forward(y, tam_weight, steps, 'split')
+        ctx.save_for_backward(x, weight, bias, mean, invstd, tam_weight, even, odd)
+        ctx.steps, ctx.eps = steps, stats[-1]
+        return even, odd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        x, weight, bias, mean, invstd, tam_weight, *outputs = ctx.saved_tensors
+        y = _norm_relu_again(x, weight, bias, mean, invstd)
+        grad, tam_grad = TamFunction.gradients(y, tam_weight, outputs, grads, ctx.steps, 'split')
+        grads = _norm_relu_backward(grad, y, x, weight, (mean, invstd, ctx.eps))
+        return *grads, None, tam_grad, None
+
+
+def _usual(norm: nn.Module, *others: nn.Module) -> bool:
+    """Whether the fused form may stand for these modules: training, plain kinds, nobody watching."""
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and not any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in (norm, *others)
+        )
+        and not torch.jit.is_tracing()
+    )
+
+
+def _stats(norm: nn.BatchNorm2d) -> tuple:
+    norm.num_batches_tracked.add_(1)
+    return norm.running_mean, norm.running_var, norm.momentum, norm.eps
+
+
+def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
+    """`conv(relu(norm(x)))` of a batch norm and a convolution without bias, groups or dilation."""
+    if _usual(norm, conv) and type(conv) is nn.Conv2d and conv.bias is None:
+        kernel = conv.weight.to(x.dtype)  # under autocast
+        return NormReluConv.apply(
+            x, norm.weight, norm.bias, _stats(norm), kernel, conv.stride, conv.padding
+        )
+    return conv(F.relu(norm(x), inplace=True))
+
+
+def norm_relu_split(x: Tensor, norm: nn.Module, temporal: nn.Module | None, num_pairs: int):
+    """(even, odd) = `temporal.split(relu(norm(x)))`; without an operator both are relu(norm(x))."""
+    if _usual(norm, temporal) and type(temporal) is TAM:
+        weight = temporal.weight.to(x.dtype)
+        return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, num_pairs)
+    x = F.relu(norm(x), inplace=True)
+    return (x, x) if temporal is None else temporal.split(x, num_pairs)
+
+
+@contextmanager
+def _running_stats_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms normalise by their batch as ever, but count it no second time."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
+
+
+def checkpoint(stage: nn.Module, *args):
+    """`stage(*args)`, whose inner results are recomputed in the backward pass instead of kept."""
+    return torch.utils.checkpoint.checkpoint(
+        stage,
+        *args,
+        use_reentrant=False,
+        context_fn=partial(_checkpoint_contexts, stage),
+    )
+
+
+def _checkpoint_contexts(stage: nn.Module):
+    return nullcontext(), _running_stats_kept(stage)

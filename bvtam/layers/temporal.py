@@ -1,0 +1,309 @@
+"""Temporal operators on folded frames: the Temporal Aggregation Module (TAM) and the shift of TSM.
+
+TAM is from bLVNet-TAM (Fan et al., NeurIPS 2019, section 3.2), the shift from TSM (Lin et al.,
+ICCV 2019). Both let the frames of a clip see each other for a few multiplications per value.
+
+Tensors are folded, (N*T, C, H, W), and the number of steps per clip comes with every call, so an
+operator keeps no state and one set of weights serves any clip length. An operator has three forms:
+
+    op(x, T)         frames (N*T, C, H, W)   -> frames of the same shape
+    op.split(x, K)   frames (N*2K, C, H, W)  -> (even, odd) frames of K pairs, each (N*K, C, H, W)
+    op.pair(x, K)    pairs  (N*K, C, H, W)   -> (even, odd), where x stands in both slots of a pair
+
+The pair form is what makes bLVNet cheap: after a fusion both slots of a pair hold the same tensor,
+so the T frames need not be stored. Slot p (0 even, 1 odd) at offset j reads pair
+k + floor((p + j) / 2), and the weights of all offsets that read the same pair are summed first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..errors import BvtamError
+
+TEMPORAL = ('tam', 'tsm', 'none')
+
+
+class Tap(NamedTuple):
+    """One term of an output: weights [first, last) summed, times source slot `slot` at `offset`."""
+
+    slot: int
+    offset: int  # in steps: frames in the plain form, pairs in the others
+    first: int
+    last: int
+
+
+@lru_cache
+def plan(form: str, temporal_range: int) -> tuple[tuple[Tap, ...], ...]:
+    """The taps of each output (one in the plain form, else the even and the odd slot)."""
+    half = temporal_range // 2
+    offsets = range(-half, half + 1)
+    if form == 'plain':
+        return (tuple(Tap(0, j, j + half, j + half + 1) for j in offsets),)
+    outputs = []
+    for slot in (0, 1):
+        if form == 'split':
+            taps = [Tap((slot + j) % 2, (slot + j) // 2, j + half, j + half + 1) for j in offsets]
+        else:
+            pairs = [(slot + j) // 2 for j in offsets]  # ascending, so equal ones are neighbours
+            taps = [
+                Tap(0, d, pairs.index(d), pairs.index(d) + pairs.count(d))
+                for d in sorted(set(pairs))
+            ]
+        outputs.append(tuple(taps))
+    return tuple(outputs)
+
+
+def reachable(taps: tuple[Tap, ...], steps: int) -> list[Tap]:
+    """The taps that read inside a clip of `steps`; one of offset 0, which reads all of it, first."""
+    return sorted((t for t in taps if abs(t.offset) < steps), key=lambda t: t.offset != 0)
+
+
+def _overlap(offset: int, steps: int) -> tuple[slice, slice]:
+    """Where an output reads, and what it reads, when step k reads step k + offset."""
+    if offset < 0:
+        return slice(-offset, None), slice(None, offset)
+    return slice(None, steps - offset), slice(offset, None)
+
+
+def _slots(x: Tensor, steps: int, form: str) -> list[Tensor]:
+    """Views (N, steps, C, H, W) of the sources: both slots of frames, or the one tensor."""
+    if form == 'split':
+        return list(x.unflatten(0, (-1, steps, 2)).unbind(2))
+    return [x.unflatten(0, (-1, steps))]
+
+
+def _row(weight: Tensor, tap: Tap) -> Tensor:
+    row = weight[tap.first] if tap.last == tap.first + 1 else weight[tap.first : tap.last].sum(0)
+    return row.view(-1, 1, 1)
+
+
+class TamFunction(torch.autograd.Function):
+    """Weighted sum over time and ReLU, for all three forms, with nothing kept beyond x and outputs.
+
+    Accumulating in place is 2-10x faster on CPU than shifting, concatenating or depthwise 2-D / 3-D
+    convolution (benchmarks/temporal.py), and both kept tensors are kept by their neighbours anyway.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, steps: int, form: str) -> tuple[Tensor, ...]:
+        sources = _slots(x, steps, form)
+        outputs = []
+        for taps in plan(form, len(weight)):
+            taps = reachable(taps, steps)
+            out = sources[taps[0].slot] * _row(weight, taps[0])
+            for tap in taps[1:]:
+                to, frm = _overlap(tap.offset, steps)
+                out[:, to].addcmul_(sources[tap.slot][:, frm], _row(weight, tap))
+            outputs.append(out.relu_().flatten(0, 1))
+        return tuple(outputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, weight, ctx.steps, ctx.form = inputs
+        ctx.save_for_backward(x, weight, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        x, weight, *outputs = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        found = TamFunction.gradients(x, weight, outputs, grads, ctx.steps, ctx.form, needed)
+        return *found, None, None
+
+    @staticmethod
+    def gradients(
+        x: Tensor,
+        weight: Tensor,
+        outputs: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        steps: int,
+        form: str,
+        needed: tuple[bool, bool] = (True, True),
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of x and of the weight, from those of the outputs."""
+        sources = _slots(x, steps, form)
+        x_grad = torch.empty_like(x) if needed[0] else None
+        x_slots = _slots(x_grad, steps, form) if needed[0] else []
+        weight_grad = torch.zeros_like(weight) if needed[1] else None
+        written = set()  # the first tap that reads a source has offset 0, so it writes all of it
+        for taps, grad, output in zip(plan(form, len(weight)), grads, outputs, strict=True):
+            grad = torch.ops.aten.threshold_backward(grad, output, 0).unflatten(0, (-1, steps))
+            for tap in reachable(taps, steps):
+                to, frm = _overlap(tap.offset, steps)
+                if needed[0] and tap.slot in written:
+                    x_slots[tap.slot][:, frm].addcmul_(grad[:, to], _row(weight, tap))
+                elif needed[0]:
+                    torch.mul(grad, _row(weight, tap), out=x_slots[tap.slot])
+                    written.add(tap.slot)
+                if needed[1]:
+                    row = (grad[:, to] * sources[tap.slot][:, frm]).sum((0, 1, 3, 4))
+                    weight_grad[tap.first : tap.last] += row
+        return x_grad, weight_grad
+
+
+def _tam_traced(x: Tensor, weight: Tensor, steps: int, form: str) -> tuple[Tensor, ...]:
+    """The same numbers in plain operations, for `torch.compile` and `torch.export` to fuse."""
+    half = len(weight) // 2
+    sources = [F.pad(s, (0, 0) * 3 + (half, half)) for s in _slots(x, steps, form)]
+    outputs = []
+    for taps in plan(form, len(weight)):
+        out = sum(
+            sources[t.slot].narrow(1, half + t.offset, steps) * _row(weight, t) for t in taps
+        )
+        outputs.append(out.relu().flatten(0, 1))
+    return tuple(outputs)
+
+
+class TAM(nn.Module):
+    """Temporal Aggregation Module: `out_t = ReLU(sum_j w_j * x_(t+j))`, zeros outside the clip.
+
+    `weight` is (r, C): row i holds offset j = i - r//2, one number per channel, no bias.
+
+    Args:
+        channels: C.
+        temporal_range: r, odd; 1 sees the frame alone, 3 its two neighbours as well.
+
+    Raises:
+        BvtamError: an even or non-positive range.
+
+    Source: bLVNet-TAM, section 3.2, where each w_j is a depthwise 1x1 convolution.
+    """
+
+    def __init__(self, channels: int, temporal_range: int = 3) -> None:
+        super().__init__()
+        if temporal_range < 1 or temporal_range % 2 == 0:
+            raise BvtamError(f'temporal_range must be odd and positive, not {temporal_range}')
+        self.weight = nn.Parameter(torch.empty(temporal_range, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The authors' start: Kaiming normal, fan-out of a depthwise 1x1 convolution (C), so small."""
+        nn.init.normal_(self.weight, std=(2 / self.weight.shape[1]) ** 0.5)
+
+    def _apply_form(self, x: Tensor, steps: int, form: str) -> tuple[Tensor, ...]:
+        weight = self.weight.to(x.dtype)
+        if torch.compiler.is_compiling():
+            return _tam_traced(x, weight, steps, form)
+        return TamFunction.apply(x, weight, int(steps), form)  # torch.jit.trace gives a tensor
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        return self._apply_form(x, num_frames, 'plain')[0]
+
+    def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+        return self._apply_form(x, num_pairs, 'split')
+
+    def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+        return self._apply_form(x, num_pairs, 'pair')
+
+    def extra_repr(self) -> str:
+        return f'{self.weight.shape[1]}, temporal_range={self.weight.shape[0]}'
+
+
+class TSM(nn.Module):
+    """Temporal shift: the first C/div channels from frame t+1, the next C/div from t-1, no weights.
+
+    It is TAM with 0/1 weights and no ReLU.
+
+    Source: TSM, section 3; channel order as in the release mit-han-lab/temporal-shift-module.
+    """
+
+    def __init__(self, channels: int, shift_div: int = 8) -> None:
+        super().__init__()
+        self.fold = channels // shift_div
+
+    def _mix(self, later: Tensor, earlier: Tensor, rest: Tensor) -> Tensor:
+        """later, earlier, rest: where each channel group comes from, each (N, steps, C, H, W)."""
+        f = self.fold
+        return torch.cat([later[:, :, :f], earlier[:, :, f : 2 * f], rest[:, :, 2 * f :]], 2)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        x = x.unflatten(0, (-1, num_frames))
+        return self._mix(_shift(x, 1), _shift(x, -1), x).flatten(0, 1)
+
+    def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+        even, odd = x.unflatten(0, (-1, num_pairs, 2)).unbind(2)
+        new_even = self._mix(odd, _shift(odd, -1), even)
+        new_odd = self._mix(_shift(even, 1), even, odd)
+        return new_even.flatten(0, 1), new_odd.flatten(0, 1)
+
+    def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+        x = x.unflatten(0, (-1, num_pairs))
+        even, odd = self._mix(x, _shift(x, -1), x), self._mix(_shift(x, 1), x, x)
+        return even.flatten(0, 1), odd.flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        return f'{self.fold} channels each way'
+
+
+def _shift(x: Tensor, offset: int) -> Tensor:
+    """(N, steps, ...) whose step t is step t + offset (1 or -1) of x, or zeros outside the clip."""
+    pad = (0, 0) * 3 + ((0, 1) if offset > 0 else (1, 0))
+    return F.pad(x[:, 1:] if offset > 0 else x[:, :-1], pad)
+
+
+class NoTemporal(nn.Module):
+    """Every frame alone: the two frames of a pair meet only where their branches are summed."""
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        return x
+
+    def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+        even, odd = x.unflatten(0, (-1, num_pairs, 2)).unbind(2)
+        return even.flatten(0, 1), odd.flatten(0, 1)
+
+    def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+def temporal_op(temporal: str, channels: int, temporal_range: int = 3) -> nn.Module:
+    """The operator named `temporal`: 'tam', 'tsm' or 'none'.
+
+    Raises:
+        BvtamError: another name.
+    """
+    if temporal == 'tam':
+        return TAM(channels, temporal_range)
+    if temporal == 'tsm':
+        return TSM(channels)
+    if temporal == 'none':
+        return NoTemporal()
+    raise BvtamError(f'temporal must be one of {", ".join(TEMPORAL)}, not {temporal!r}')
+
+
+# As three releases name the depthwise 1x1 convolutions of one TAM.
+_STORED_TAM = re.compile(r'(.*?)tam\.(?:(prev|curr|next)(?:_se)?|blending_layers\.(\d+))(?:\.fc1)?\.weight')
+
+
+def stack_tam_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Replaces the authors' `<owner>tam.*` weights (C, 1, 1, 1) by one `<owner>temporal.weight` (r, C).
+
+    Raises:
+        BvtamError: a TAM whose offsets are incomplete or of different shapes.
+    """
+    out, tams = {}, {}
+    for name, tensor in state_dict.items():
+        if match := _STORED_TAM.fullmatch(name):
+            owner, side, row = match.groups()
+            row = ('prev', 'curr', 'next').index(side) if side else int(row)
+            tams.setdefault(owner, {})[row] = (name, tensor)
+        else:
+            out[name] = tensor
+    for owner, rows in tams.items():
+        shape = rows[min(rows)][1].shape
+        name = rows[min(rows)][0]
+        if sorted(rows) != list(range(len(rows))) or len(rows) % 2 == 0:
+            raise BvtamError(f'{name}: the TAM has offsets {sorted(rows)}, not an odd number from 0')
+        for row_name, tensor in rows.values():
+            if tensor.shape != shape or tuple(shape[1:]) != (1, 1, 1):
+                raise BvtamError(f'{row_name}: shape {tuple(tensor.shape)} is not (C, 1, 1, 1)')
+        out[f'{owner}temporal.weight'] = torch.stack([rows[i][1].flatten() for i in sorted(rows)])
+    return out

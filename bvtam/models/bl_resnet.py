@@ -1,0 +1,420 @@
+"""bL-ResNet: a deep branch at half resolution (Big) beside a shallow one at full (Little).
+
+Chen et al., "Big-Little Net", ICLR 2019, arXiv 1807.03848. Must equal the release IBM/BigLittleNet
+(Apache-2.0), whose checkpoints it loads. The blocks also build the video nets of `blvnet.py`: there
+Little sees the even frame of a pair, Big the odd one, and a temporal operator feeds both.
+
+Shapes: N clips of K pairs are folded into the batch, (N*K, C, H, W); an image is K = 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, calculate_drop_path_rates, create_classifier
+from timm.models import generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..errors import BvtamError
+from ..layers.recompute import checkpoint, norm_relu_conv, norm_relu_split
+from ..layers.temporal import stack_tam_weights
+from ._build import build, default_cfg
+
+DEPTHS = {50: (3, 4, 6, 3), 101: (4, 8, 18, 3), 152: (5, 12, 30, 3)}
+
+
+def _conv(in_chs: int, out_chs: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_chs, out_chs, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+
+def _conv_norm(in_chs: int, out_chs: int) -> nn.Sequential:
+    """1x1 convolution and batch norm."""
+    return nn.Sequential(_conv(in_chs, out_chs, 1), nn.BatchNorm2d(out_chs))
+
+
+class Bottleneck(nn.Module):
+    """1x1 - 3x3 (stride) - 1x1 residual block; the shortcut pools before it projects.
+
+    With a temporal operator (layer 4 of the video nets) its output feeds the convolutions and a
+    projection; an identity shortcut takes the input before it.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int = 1,
+        last_act: bool = True,
+        drop_path: float = 0.0,
+        temporal: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        mid_chs = out_chs // 4
+        self.temporal = temporal
+        self.conv1 = _conv(in_chs, mid_chs, 1)
+        self.bn1 = nn.BatchNorm2d(mid_chs)
+        self.conv2 = _conv(mid_chs, mid_chs, 3, stride)
+        self.bn2 = nn.BatchNorm2d(mid_chs)
+        self.conv3 = _conv(mid_chs, out_chs, 1)
+        self.bn3 = nn.BatchNorm2d(out_chs)
+        self.pool = nn.AvgPool2d(3, 2, padding=1) if stride == 2 else nn.Identity()
+        self.shortcut = _conv_norm(in_chs, out_chs) if in_chs != out_chs else None
+        self.drop_path = DropPath(drop_path) if drop_path else None
+        self.last_act = last_act
+
+    def forward(self, x: Tensor, num_pairs: int = 1) -> Tensor:
+        shortcut = x
+        if self.temporal is not None:
+            x = self.temporal(x, num_pairs)
+            if self.shortcut is not None:
+                shortcut = x
+        x = norm_relu_conv(self.conv1(x), self.bn1, self.conv2)
+        x = self.bn3(norm_relu_conv(x, self.bn2, self.conv3))
+        if self.drop_path is not None:  # a clip is dropped whole
+            x = self.drop_path(x.unflatten(0, (-1, num_pairs))).flatten(0, 1)
+        shortcut = self.pool(shortcut)
+        if self.shortcut is not None:
+            shortcut = self.shortcut(shortcut)
+        x += shortcut
+        return F.relu(x, inplace=True) if self.last_act else x
+
+
+class Chain(nn.ModuleList):
+    """Bottlenecks in a row."""
+
+    def forward(self, x: Tensor, num_pairs: int = 1) -> Tensor:
+        for block in self:
+            x = block(x, num_pairs)
+        return x
+
+
+class Stem(nn.Module):
+    """7x7/2, then Big (3x3/2) beside Little (3x3, 3x3/2, 1x1), summed and fused by a 1x1: (H/4, W/4)."""
+
+    def __init__(self, in_chans: int, width: int, alpha: int, temporal: nn.Module | None) -> None:
+        super().__init__()
+        thin = width // alpha
+        self.conv1 = _conv(in_chans, width, 7, 2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.temporal = temporal
+        self.big_conv = _conv(width, width, 3, 2)
+        self.big_bn = nn.BatchNorm2d(width)
+        self.little_conv1 = _conv(width, thin, 3)
+        self.little_bn1 = nn.BatchNorm2d(thin)
+        self.little_conv2 = _conv(thin, thin, 3, 2)
+        self.little_bn2 = nn.BatchNorm2d(thin)
+        self.little_conv3 = _conv(thin, width, 1)
+        self.little_bn3 = nn.BatchNorm2d(width)
+        self.fuse_conv = _conv(width, width, 1)
+        self.fuse_bn = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor, num_pairs: int = 1) -> Tensor:
+        little, big = norm_relu_split(self.conv1(x), self.bn1, self.temporal, num_pairs)
+        x = norm_relu_conv(self.little_conv1(little), self.little_bn1, self.little_conv2)
+        x = self.little_bn3(norm_relu_conv(x, self.little_bn2, self.little_conv3))
+        x += self.big_bn(self.big_conv(big))
+        x = self.fuse_bn(self.fuse_conv(F.relu(x, inplace=True)))
+        return F.relu(x, inplace=True)
+
+
+class BLModule(nn.Module):
+    """Big: `blocks - 1` bottlenecks at half resolution; Little: few thin ones at full; one to fuse."""
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        blocks: int,
+        stride: int,
+        alpha: int,
+        beta: int,
+        drop_path: list[float],
+        temporal: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.temporal = temporal
+        deep, shallow = blocks - 1, max(1, blocks // beta - 1)
+        thin = out_chs // alpha
+        self.big = Chain(
+            Bottleneck(
+                out_chs if i else in_chs,
+                out_chs,
+                stride=1 if i else 2,
+                last_act=deep == 1 or i < deep - 1,
+                drop_path=drop_path[i],
+            )
+            for i in range(deep)
+        )
+        self.little = Chain(
+            Bottleneck(thin if i else in_chs, thin) for i in range(shallow)
+        )
+        self.little_out = _conv_norm(thin, out_chs)
+        self.fusion = Bottleneck(out_chs, out_chs, stride, drop_path=drop_path[deep])
+
+    def forward(self, x: Tensor, num_pairs: int = 1) -> Tensor:
+        little, big = (x, x) if self.temporal is None else self.temporal.pair(x, num_pairs)
+        x = self.little_out(self.little(little, num_pairs))
+        x += F.interpolate(self.big(big, num_pairs), size=x.shape[-2:], mode='nearest')
+        return self.fusion(F.relu(x, inplace=True), num_pairs)
+
+
+class BLResNet(nn.Module):
+    """bL-ResNet on images: (B, C, H, W) -> (B, num_classes).
+
+    Args:
+        layers: bottlenecks of the four stages (b_1 ... b_4 of the paper).
+        num_classes: 0 gives pooled features (B, num_features).
+        in_chans: channels of the input.
+        global_pool: timm's pooling types ('avg', 'max', ...), '' for none.
+        alpha: Little has 1/alpha of Big's channels.
+        beta: Little has about 1/beta of Big's blocks.
+        width: channels of the stem; the stages have 4, 8, 16 and 32 times as many.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+
+    Raises:
+        BvtamError: a width that alpha does not divide.
+        ValueError (on call): an input of another rank or channel count.
+    """
+
+    input_kind = 'image'
+
+    def __init__(
+        self,
+        layers: tuple[int, int, int, int] = DEPTHS[50],
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        alpha: int = 2,
+        beta: int = 4,
+        width: int = 64,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if alpha < 1 or beta < 1 or width % (4 * alpha):
+            raise BvtamError(
+                f'alpha={alpha} and beta={beta} must be positive, width={width} divisible by 4*alpha'
+            )
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        rates = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)
+        self.stem = Stem(in_chans, width, alpha, self._temporal(width))
+        self.feature_info = [{'num_chs': width, 'reduction': 4, 'module': 'stem'}]
+        chs, reduction = width, 4
+        for i, stride in enumerate((2, 2, 1)):
+            out_chs = width * 4 * 2**i
+            name, temporal = f'layer{i + 1}', self._temporal(chs)
+            stage = BLModule(
+                chs, out_chs, layers[i], stride, alpha, beta, rates[i], temporal
+            )
+            self.add_module(name, stage)
+            chs, reduction = out_chs, reduction * stride
+            self.feature_info.append({'num_chs': chs, 'reduction': reduction, 'module': name})
+        self.layer4 = Chain(
+            Bottleneck(
+                2 * chs if i else chs,
+                2 * chs,
+                stride=1 if i else 2,
+                drop_path=rates[3][i],
+                temporal=self._temporal(2 * chs if i else chs),
+            )
+            for i in range(layers[3])
+        )
+        self.feature_info.append({'num_chs': 2 * chs, 'reduction': 32, 'module': 'layer4'})
+        self.num_features = self.head_hidden_size = 2 * chs
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=global_pool
+        )
+        self.init_weights()
+
+    def _temporal(self, channels: int) -> nn.Module | None:
+        """The operator before a module's branches; images have none."""
+        return None
+
+    def init_weights(self) -> None:
+        """Kaiming normal fan-out, last BN scale of every bottleneck 0, as the release."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+        if self.num_classes:
+            nn.init.normal_(self.fc.weight, std=0.001)
+            nn.init.zeros_(self.fc.bias)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        blocks = r'^layer(\d+)' if coarse else r'^layer(\d+)\.(?:(?:big|little|temporal)\.)?(\d+)?'
+        return {'stem': r'^stem', 'blocks': blocks}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """None: the papers decay every parameter."""
+        return set()
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each stage in the backward pass instead of keeping what it computed."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        return 'fc' if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier; 0 classes leave pooled features."""
+        self.num_classes = num_classes
+        weight = self.layer4[0].conv1.weight
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=pool, device=weight.device, dtype=weight.dtype
+        )
+
+    def _fold(self, x: Tensor) -> tuple[Tensor, int]:
+        """The input as images (N, C, H, W), channels last, and the number of pairs of a clip."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f'expected images (B, C={self.in_chans}, H, W), got a tensor of shape {tuple(x.shape)}'
+            )
+        return x.contiguous(memory_format=torch.channels_last), 1
+
+    def _unfold(self, x: Tensor, num_pairs: int) -> Tensor:
+        return x
+
+    def _stages(self) -> tuple[nn.Module, ...]:
+        return self.stem, self.layer1, self.layer2, self.layer3, self.layer4
+
+    def _run(self, stage: nn.Module, x: Tensor, num_pairs: int) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(stage, x, num_pairs)
+        return stage(x, num_pairs)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, num_features, h, w), h = H/32 rounded up."""
+        x, num_pairs = self._fold(x)
+        for stage in self._stages():
+            x = self._run(stage, x, num_pairs)
+        return self._unfold(x, num_pairs)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, num_features, h, w) -> (B, num_classes), or (B, num_features) with `pre_logits`."""
+        x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features of the stem and the four stages (`feature_info`), as timm's nets give them.
+
+        Args:
+            indices: the last n if an int, these if a list, all if None.
+            norm: there is no final norm to apply; accepted for timm's feature extractor.
+            stop_early: leave out the stages after the last one asked for.
+            output_fmt: 'NCHW', the only one; video nets put time after the channels.
+            intermediates_only: return the list alone.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f'output_fmt must be NCHW, not {output_fmt}')
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        x, num_pairs = self._fold(x)
+        intermediates = []
+        for i, stage in enumerate(self._stages()):
+            if stop_early and i > last:
+                break
+            x = self._run(stage, x, num_pairs)
+            if i in take:
+                intermediates.append(self._unfold(x, num_pairs))
+        if intermediates_only:
+            return intermediates
+        return self._unfold(x, num_pairs), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the stages after the last index, and the classifier; returns the indices kept."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        for info in self.feature_info[last + 1 :]:
+            setattr(self, info['module'], Chain())
+        if last + 1 < len(self.feature_info):
+            self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
+        if prune_head or last + 1 < len(self.feature_info):
+            self.num_classes = 0
+            self.global_pool, self.fc = create_classifier(self.num_features, 0, pool_type='')
+        return take
+
+
+# Names of IBM/BigLittleNet (and, behind `baseline_model.`, IBM/bLVNet-TAM), each with ours.
+_NAMES = (
+    (r'(baseline_model\.)?(new_)?fc\.', 'fc.'),
+    (r'baseline_model\.', ''),
+    (r'(conv1|bn1|temporal)\.', r'stem.\1.'),
+    (r'b_conv0\.', 'stem.big_conv.'),
+    (r'bn_b0\.', 'stem.big_bn.'),
+    *((rf'l_conv{i}\.', f'stem.little_conv{i + 1}.') for i in range(3)),
+    *((rf'bn_l{i}\.', f'stem.little_bn{i + 1}.') for i in range(3)),
+    (r'bl_init\.', 'stem.fuse_conv.'),
+    (r'bn_bl_init\.', 'stem.fuse_bn.'),
+    (r'(layer\d)\.little_e\.', r'\1.little_out.'),
+    (r'(layer\d)\.fusion\.0\.', r'\1.fusion.'),
+)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of IBM/BigLittleNet or IBM/bLVNet-TAM to ours; one of ours passes unchanged."""
+    if any(name.startswith('stem.') for name in state_dict):
+        return dict(state_dict)
+    out = {}
+    for name, tensor in stack_tam_weights(state_dict).items():
+        for old, new in _NAMES:
+            name = re.sub(f'^{old}', new, name)
+        block, found, rest = name.partition('.downsample.')
+        if found:  # [pool, conv, bn] where strided, else [conv, bn]; ours has the pool outside
+            index, _, leaf = rest.partition('.')
+            strided = f'{block}.downsample.2.weight'.replace('.fusion.', '.fusion.0.')
+            pooled = any(n.endswith(strided) for n in state_dict)
+            name = f'{block}.shortcut.{int(index) - pooled}.{leaf}'
+        out[name] = tensor
+    return out
+
+
+def _blresnet(variant: str, depth: int, pretrained: bool, **kwargs) -> BLResNet:
+    defaults = {'layers': DEPTHS[depth]}
+    return build(BLResNet, variant, pretrained, checkpoint_filter_fn, defaults=defaults, **kwargs)
+
+
+default_cfgs = generate_default_cfgs(
+    {f'blresnet{depth}': default_cfg('stem.conv1', 'fc', 1000) for depth in DEPTHS}
+)
+
+
+@register_model
+def blresnet50(pretrained: bool = False, **kwargs) -> BLResNet:
+    """bL-ResNet-50, alpha 2, beta 4: 26.7 M parameters, 2.85 GMACs at 224."""
+    return _blresnet('blresnet50', 50, pretrained, **kwargs)
+
+
+@register_model
+def blresnet101(pretrained: bool = False, **kwargs) -> BLResNet:
+    """bL-ResNet-101, alpha 2, beta 4: 41.9 M parameters, 3.89 GMACs at 224."""
+    return _blresnet('blresnet101', 101, pretrained, **kwargs)
+
+
+@register_model
+def blresnet152(pretrained: bool = False, **kwargs) -> BLResNet:
+    """bL-ResNet-152, alpha 2, beta 4."""
+    return _blresnet('blresnet152', 152, pretrained, **kwargs)

@@ -1,0 +1,179 @@
+"""bLVNet-TAM: bL-ResNet over pairs of frames, with temporal aggregation before every module.
+
+Fan et al., "More Is Less: Learning Efficient Video Representations by Big-Little Network and
+Depthwise Temporal Aggregation", NeurIPS 2019, arXiv 1912.00869. Must equal the release
+IBM/bLVNet-TAM (Apache-2.0), whose checkpoints it loads.
+
+What it adds to `bl_resnet.py`: the even frame of a pair feeds Little and the odd one Big; a temporal
+operator stands before the two branches of the stem and of each module, and in every bottleneck of
+layer 4. After the stem a pair is one tensor: T frames cost T/2. No step depends on T, so one set of
+weights serves 8x2, 16x2, 24x2 and 32x2 frames; the names differ by the ClipConfig alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ..clip import ClipConfig
+from ..layers.temporal import temporal_op
+from ._build import build, default_cfg
+from .bl_resnet import DEPTHS, BLResNet, checkpoint_filter_fn
+
+
+class BLVNet(BLResNet):
+    """bLVNet on clips: (B, C, T, H, W), T even -> (B, num_classes).
+
+    Args:
+        temporal: 'tam', 'tsm' or 'none'.
+        temporal_range: frames that a TAM sees, odd.
+        drop_rate: dropout before the classifier, 0.5 in the paper.
+        Others: as `BLResNet`. `drop_path_rate` drops a block for a whole clip.
+
+    Raises:
+        BvtamError: an unknown operator, an even range, a width that alpha does not divide.
+        ValueError (on call): a tensor of another rank or channel count, or an odd T.
+    """
+
+    input_kind = 'clip'
+
+    def __init__(
+        self,
+        layers: tuple[int, int, int, int] = DEPTHS[50],
+        num_classes: int = 174,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        temporal: str = 'tam',
+        temporal_range: int = 3,
+        alpha: int = 2,
+        beta: int = 4,
+        width: int = 64,
+        drop_rate: float = 0.5,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        self.temporal, self.temporal_range = temporal, temporal_range  # what _temporal reads
+        super().__init__(
+            layers,
+            num_classes,
+            in_chans,
+            global_pool,
+            alpha,
+            beta,
+            width,
+            drop_rate,
+            drop_path_rate,
+        )
+
+    def _temporal(self, channels: int) -> nn.Module:
+        return temporal_op(self.temporal, channels, self.temporal_range)
+
+    def _fold(self, x: Tensor) -> tuple[Tensor, int]:
+        """(B, C, T, H, W) -> frames (B*T, C, H, W), channels last, and T/2."""
+        if x.ndim != 5 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f'expected a clip (B, C={self.in_chans}, T, H, W), got a tensor of shape '
+                f'{tuple(x.shape)}'
+            )
+        if x.shape[2] % 2 or x.shape[2] == 0:
+            raise ValueError(f'expected an even number of frames T, got T={x.shape[2]}')
+        num_pairs = x.shape[2] // 2
+        x = x.transpose(1, 2).flatten(0, 1)
+        return x.contiguous(memory_format=torch.channels_last), num_pairs
+
+    def _unfold(self, x: Tensor, num_pairs: int) -> Tensor:
+        """(B*K, C, h, w) -> (B, C, K, h, w)."""
+        return x.unflatten(0, (-1, num_pairs)).transpose(1, 2)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, num_features, T/2, h, w) -> (B, num_classes), averaged over the pairs."""
+        num_pairs = x.shape[2]
+        x = self.global_pool(x.transpose(1, 2).flatten(0, 1))
+        x = F.dropout(x, self.drop_rate, self.training).unflatten(0, (-1, num_pairs))
+        if x.ndim == 5:  # not pooled
+            return x.transpose(1, 2)
+        x = x.mean(1)  # before the linear layer, which is the same and runs once
+        return x if pre_logits else self.fc(x)
+
+
+def _bvtam(variant: str, pretrained: bool, **kwargs) -> BLVNet:
+    """`bvtam_r50_8x2` -> depth 50, clips of 16 frames."""
+    _, depth, pairs = variant.split('_')
+    if depth == 'tiny':
+        defaults = {'layers': (2, 2, 2, 2), 'width': 16}
+    else:
+        defaults = {'layers': DEPTHS[int(depth[1:])]}
+    clip = ClipConfig(num_frames=2 * int(pairs.removesuffix('x2')))
+    return build(
+        BLVNet, variant, pretrained, checkpoint_filter_fn, clip=clip, defaults=defaults, **kwargs
+    )
+
+
+_VARIANTS = [f'bvtam_r{d}_{k}x2' for d in (50, 101) for k in (8, 16, 24, 32)]
+default_cfgs = generate_default_cfgs(
+    {
+        name: default_cfg('stem.conv1', 'fc', 174)
+        for name in [*_VARIANTS, 'bvtam_r152_8x2', 'bvtam_tiny_8x2']
+    }
+)
+
+
+@register_model
+def bvtam_r50_8x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """bLVNet-TAM-50 on 16 frames: 25.0 M parameters, 23.8 GMACs at 224."""
+    return _bvtam('bvtam_r50_8x2', pretrained, **kwargs)
+
+
+@register_model
+def bvtam_r50_16x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """bLVNet-TAM-50 on 32 frames: 47.7 GMACs at 224."""
+    return _bvtam('bvtam_r50_16x2', pretrained, **kwargs)
+
+
+@register_model
+def bvtam_r50_24x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """bLVNet-TAM-50 on 48 frames."""
+    return _bvtam('bvtam_r50_24x2', pretrained, **kwargs)
+
+
+@register_model
+def bvtam_r50_32x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """bLVNet-TAM-50 on 64 frames."""
+    return _bvtam('bvtam_r50_32x2', pretrained, **kwargs)
+
+
+@register_model
+def bvtam_r101_8x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """bLVNet-TAM-101 on 16 frames: 40.2 M parameters, 32.1 GMACs at 224."""
+    return _bvtam('bvtam_r101_8x2', pretrained, **kwargs)
+
+
+@register_model
+def bvtam_r101_16x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """bLVNet-TAM-101 on 32 frames: 64.3 GMACs at 224."""
+    return _bvtam('bvtam_r101_16x2', pretrained, **kwargs)
+
+
+@register_model
+def bvtam_r101_24x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """bLVNet-TAM-101 on 48 frames: 96.4 GMACs at 224."""
+    return _bvtam('bvtam_r101_24x2', pretrained, **kwargs)
+
+
+@register_model
+def bvtam_r101_32x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """bLVNet-TAM-101 on 64 frames: 128.6 GMACs at 224."""
+    return _bvtam('bvtam_r101_32x2', pretrained, **kwargs)
+
+
+@register_model
+def bvtam_r152_8x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """bLVNet-TAM-152 on 16 frames: 55.7 M parameters."""
+    return _bvtam('bvtam_r152_8x2', pretrained, **kwargs)
+
+
+@register_model
+def bvtam_tiny_8x2(pretrained: bool = False, **kwargs) -> BLVNet:
+    """A quarter of the width and two blocks a stage, about 1 M parameters: for tests and demos."""
+    return _bvtam('bvtam_tiny_8x2', pretrained, **kwargs)

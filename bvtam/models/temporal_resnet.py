@@ -1,0 +1,493 @@
+"""TSN, TSM and TAM on image networks of timm: a temporal operator opens every residual branch.
+
+TSN is the image network alone (Wang et al., ECCV 2016), TSM adds a shift (Lin et al., ICCV 2019,
+arXiv 1811.08383), TAM a weighted sum over time (bLVNet-TAM, NeurIPS 2019, arXiv 1912.00869). On
+ResNets they must equal the releases mit-han-lab/temporal-shift-module (MIT) and
+IBM/action-recognition-pytorch (Apache-2.0), whose checkpoints they load.
+
+timm's residual blocks begin `shortcut = x; x = self.<first layer>(x)`. An operator takes the place of
+that first layer and holds it, so timm's own code runs, and the shortcut gets the frames before they
+are aggregated. Frames are folded, (B*T, C, H, W). T comes from the input; an operator learns it from
+`_run`, through a thread-local that is set only during that call.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from timm.models import (
+    PretrainedCfg,
+    _efficientnet_blocks,
+    convnext,
+    efficientnet,
+    generate_default_cfgs,
+    mobilenetv3,
+    register_model,
+    regnet,
+    res2net,
+    resnest,
+    resnet,
+)
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint
+from torch import Tensor, nn
+
+from ..clip import INTERPOLATIONS, ClipConfig
+from ..errors import BvtamError, nearest
+from ..layers.temporal import stack_tam_weights, temporal_op
+from ._build import build, default_cfg
+
+# Residual blocks, each with the layer that its residual branch begins with.
+FIRST_LAYER = {
+    resnet.BasicBlock: 'conv1',
+    resnet.Bottleneck: 'conv1',
+    res2net.Bottle2neck: 'conv1',
+    resnest.ResNestBottleneck: 'conv1',
+    regnet.Bottleneck: 'conv1',
+    regnet.PreBottleneck: 'conv1',
+    convnext.ConvNeXtBlock: 'conv_dw',
+    _efficientnet_blocks.ConvBnAct: 'conv',
+    _efficientnet_blocks.DepthwiseSeparableConv: 'conv_dw',
+    _efficientnet_blocks.InvertedResidual: 'conv_pw',
+    _efficientnet_blocks.EdgeResidual: 'conv_exp',
+    _efficientnet_blocks.UniversalInvertedResidual: 'dw_start',
+    _efficientnet_blocks.MobileAttention: 'norm',
+}
+
+# Nets whose forward_features is: every child before this one, in the order of definition.
+HEAD = {
+    resnet.ResNet: 'global_pool',
+    regnet.RegNet: 'head',
+    convnext.ConvNeXt: 'head',
+    efficientnet.EfficientNet: 'global_pool',
+    mobilenetv3.MobileNetV3: 'global_pool',
+}
+
+_call = threading.local()  # .steps: time steps per clip of the `_run` that this thread is in
+
+
+def _run(module: nn.Module, x: Tensor, steps: int) -> Tensor:
+    """module(x), where the temporal layers in `module` see clips of `steps`."""
+    before = getattr(_call, 'steps', None)
+    _call.steps = steps
+    try:
+        return module(x)
+    finally:
+        _call.steps = before
+
+
+def _steps() -> int:
+    steps = getattr(_call, 'steps', None)
+    if steps is None:
+        raise BvtamError('the backbone of a TemporalNet does not run alone: call the net on clips')
+    return steps
+
+
+class TemporalLayer(nn.Module):
+    """A temporal operator, then the layer whose place it takes."""
+
+    def __init__(self, temporal: nn.Module, layer: nn.Module) -> None:
+        super().__init__()
+        self.temporal = temporal
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.temporal(x, _steps()))
+
+
+class ClipDropPath(DropPath):
+    """Stochastic depth that drops a branch for all frames of a clip or for none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.unflatten(0, (-1, _steps()))).flatten(0, 1)
+
+
+def _branches(net: nn.Module) -> list[nn.Module]:
+    """Blocks of a known kind with a shortcut; RegNet tells by `downsample`, others by `has_skip`."""
+    regnets = (regnet.Bottleneck, regnet.PreBottleneck)
+    blocks = [m for m in net.modules() if type(m) in FIRST_LAYER]
+    return [b for b in blocks if getattr(b, 'has_skip', True)
+            and not (isinstance(b, regnets) and b.downsample is None)]  # fmt: skip
+
+
+def _backbone_cfg(name: str) -> PretrainedCfg:
+    """timm's config of `arch` or `arch.tag`."""
+    if not timm.is_model(name):
+        raise BvtamError(f'timm has no backbone {name!r}{nearest(name, timm.list_models())}')
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise BvtamError(f'backbone {name!r}: {error}') from None
+
+
+def _check_backbone(name: str, net: nn.Module) -> None:
+    """Refuses a net that has no place for operators, or whose parts are not simply in a row."""
+    known = f'a backbone can be a {", ".join(k.__name__ for k in HEAD)}'
+    if not _branches(net):
+        raise BvtamError(f'{name} has no residual block of a known kind; {known}')
+    for kind in {type(m) for m in net.modules()} - FIRST_LAYER.keys():
+        if issubclass(kind, tuple(FIRST_LAYER)):  # such as a CondConvResidual
+            raise BvtamError(f'{name} has residual blocks of an unknown kind, {kind.__name__}')
+    if type(net) not in HEAD:
+        raise BvtamError(f'{name} is a {type(net).__name__}; {known}')
+
+
+def _pool_time(x: Tensor, steps: int) -> tuple[Tensor, int]:
+    """Maximum of 3 steps at every second: (B*T, C, H, W) -> (B*T', C, H, W), T' = (T + 1) // 2."""
+    x = x.unflatten(0, (-1, steps)).transpose(1, 2)
+    x = F.max_pool3d(x, (3, 1, 1), (2, 1, 1), (1, 0, 0))
+    return x.transpose(1, 2).flatten(0, 1), x.shape[2]
+
+
+def _prefixed(pattern: Any) -> Any:
+    """A pattern of `group_matcher`, or a list of (pattern, ordinal), for names in `backbone.`"""
+    if isinstance(pattern, str):
+        return rf'^backbone\.(?:{pattern.replace("^", "")})'
+    return [(_prefixed(p), ordinal) for p, ordinal in pattern]
+
+
+class TemporalNet(nn.Module):
+    """An image network of timm on clips: (B, C, T, H, W) -> (B, num_classes), any T.
+
+    Args:
+        backbone: timm's name, `arch` or `arch.tag`, of a ResNet, RegNet, ConvNeXt, EfficientNet or
+            MobileNet.
+        temporal_every: operators in every n-th residual branch of a stage, beginning with the first.
+        temporal_pool: max-pool over time (3, stride 2) after layers 1, 2 and 3 of a ResNet.
+        backbone_pretrained: timm's ImageNet weights in the backbone.
+        Others: as `BLVNet`. `temporal_range` counts frames.
+
+    Raises:
+        BvtamError: a backbone that is unknown or has no place for operators, other bad options.
+        ValueError (on call): a tensor of another rank or channel count, or no frames.
+    """
+
+    input_kind = 'clip'
+
+    def __init__(
+        self,
+        backbone: str = 'resnet50',
+        num_classes: int = 400,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        temporal: str = 'tam',
+        temporal_range: int = 3,
+        temporal_every: int = 1,
+        temporal_pool: bool = False,
+        drop_rate: float = 0.5,
+        drop_path_rate: float = 0.0,
+        backbone_pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if temporal_every < 1:
+            raise BvtamError(f'temporal_every must be 1 or more, not {temporal_every}')
+        if num_classes and not global_pool:
+            raise BvtamError("global_pool='' needs num_classes=0: there is nothing to classify")
+        _backbone_cfg(backbone)
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.backbone = timm.create_model(
+            backbone,
+            pretrained=backbone_pretrained,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            **({'drop_path_rate': drop_path_rate} if drop_path_rate else {}),
+        )
+        _check_backbone(backbone, self.backbone)
+        if temporal_pool and type(self.backbone) is not resnet.ResNet:
+            raise BvtamError(f'temporal_pool is for ResNets, and {backbone} is none')
+        self._pooled = ('layer1', 'layer2', 'layer3') if temporal_pool else ()
+        self._stages = [name for name, part in self._trunk() if _branches(part)]
+        for name in self._stages if temporal != 'none' else ():
+            for block in _branches(self.backbone.get_submodule(name))[::temporal_every]:
+                channels = next(m.in_channels for m in block.modules() if hasattr(m, 'in_channels'))
+                operator = temporal_op(temporal, channels, temporal_range)
+                first = FIRST_LAYER[type(block)]
+                setattr(block, first, TemporalLayer(operator, getattr(block, first)))
+        for block in self.backbone.modules():
+            if isinstance(drop := getattr(block, 'drop_path', None), DropPath):
+                block.drop_path = ClipDropPath(drop.drop_prob, drop.scale_by_keep)
+        self.feature_info = [
+            {**info, 'module': f'backbone.{info["module"]}'} for info in self.backbone.feature_info
+        ]
+
+    @property
+    def num_classes(self) -> int:
+        return self.backbone.num_classes
+
+    @property
+    def num_features(self) -> int:
+        return self.backbone.num_features
+
+    @property
+    def head_hidden_size(self) -> int:
+        return self.backbone.head_hidden_size
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {k: _prefixed(v) for k, v in self.backbone.group_matcher(coarse).items()}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """What the backbone wants undecayed; the papers decay every parameter."""
+        return {f'backbone.{name}' for name in getattr(self.backbone, 'no_weight_decay', set)()}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each stage in the backward pass instead of keeping what it computed."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        fc = self.backbone.get_classifier()
+        return next(n for n, m in self.named_modules() if m is fc) if name_only else fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier; 0 classes leave pooled features."""
+        self.backbone.reset_classifier(num_classes, global_pool)
+
+    def _trunk(self) -> Iterator[tuple[str, nn.Module]]:
+        """The backbone's parts before its head, with their names; a Sequential of stages one by one."""
+        for name, child in self.backbone.named_children():
+            if name == HEAD[type(self.backbone)]:
+                return
+            if name in ('blocks', 'stages'):
+                yield from ((f'{name}.{i}', stage) for i, stage in child.named_children())
+            else:
+                yield name, child
+
+    def _walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The name and the output, (B, C, T', h, w), of each part in turn."""
+        if x.ndim != 5 or x.shape[1] != self.in_chans or x.shape[2] == 0:
+            raise ValueError(
+                f'expected a clip (B, C={self.in_chans}, T, H, W), got a tensor of shape '
+                f'{tuple(x.shape)}'
+            )
+        steps = x.shape[2]
+        x = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        for name, part in self._trunk():
+            if name in self._stages and self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(_run, part, x, steps)  # `_run` sets the steps in the backward too
+            else:
+                x = _run(part, x, steps)
+            yield f'backbone.{name}', x.unflatten(0, (-1, steps)).transpose(1, 2)
+            if name in self._pooled:
+                x, steps = _pool_time(x, steps)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, num_features, T', h, w); T' = T, less only with `temporal_pool`."""
+        for _, features in self._walk(x):
+            x = features
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, num_features, T', h, w) -> (B, num_classes), averaged over time."""
+        steps = x.shape[2]
+        x = self.backbone.forward_head(x.transpose(1, 2).flatten(0, 1), pre_logits=True)
+        x = F.dropout(x, self.drop_rate, self.training).unflatten(0, (-1, steps))
+        if x.ndim == 5:  # not pooled
+            return x.transpose(1, 2)
+        x = x.mean(1)  # before the linear layer, which is the same and runs once
+        return x if pre_logits else self.get_classifier()(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features of the stem and the stages (`feature_info`), each (B, C, T', h, w), before any
+        pooling over time. The arguments are those of `BLResNet.forward_intermediates`.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f'output_fmt must be NCHW, not {output_fmt}')
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        wanted = [self.feature_info[i]['module'] for i in take]
+        intermediates = []
+        for name, features in self._walk(x):
+            if name in wanted:
+                intermediates.append(features)
+            if stop_early and name == self.feature_info[last]['module']:
+                break
+        return intermediates if intermediates_only else (features, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the stages after the last index, and the classifier; returns the indices kept."""
+        return self.backbone.prune_intermediate_layers(indices, prune_norm, prune_head)
+
+
+# Names of mit-han-lab/temporal-shift-module and IBM/action-recognition-pytorch, each with ours.
+_NAMES = (
+    (r'^base_model\.', ''),
+    (r'^new_fc\.', 'fc.'),
+    (r'\.conv1\.net\.', '.conv1.layer.'),
+    (r'\.temporal\.', '.conv1.temporal.'),
+)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of either release to ours; one of ours passes unchanged."""
+    if any(name.startswith('backbone.') for name in state_dict):
+        return dict(state_dict)
+    stacked = stack_tam_weights(state_dict)
+    tams = {n.removesuffix('temporal.weight') for n in stacked if n.endswith('temporal.weight')}
+    out = {}
+    for name, tensor in stacked.items():
+        if name.removesuffix('conv1.weight') in tams:
+            name = name.replace('.conv1.', '.conv1.layer.')
+        for old, new in _NAMES:
+            name = re.sub(old, new, name)
+        out[f'backbone.{name}'] = tensor
+    return out
+
+
+_TEMPORAL = {'tsn': 'none', 'tsm': 'tsm', 'tam': 'tam'}
+
+
+def _temporal_resnet(variant: str, pretrained: bool, **kwargs) -> TemporalNet:
+    """`tsm_resnet50_f8` -> the shift in a ResNet-50, clips of 8 frames."""
+    kind, backbone, frames = variant.split('_')
+    defaults = {'backbone': backbone, 'temporal': _TEMPORAL[kind]}
+    if variant.startswith('tsm_resnet101'):
+        defaults['temporal_every'] = 2  # as released
+    if pretrained:  # its weights are about to be replaced
+        kwargs['backbone_pretrained'] = False
+    clip = ClipConfig(num_frames=int(frames[1:]), resize=256)
+    return build(TemporalNet, variant, pretrained, checkpoint_filter_fn, clip, defaults, **kwargs)
+
+
+def temporal_model(
+    backbone: str = 'resnet50', temporal: str = 'tam', pretrained: bool = False, **options: Any
+) -> TemporalNet:
+    """Any supported image network of timm as a video net.
+
+    Args:
+        backbone: timm's name, `arch` or `arch.tag`.
+        temporal: 'tam', 'tsm' or 'none'.
+        pretrained: timm's ImageNet weights in the backbone; the rest starts anew.
+        options: the others of `TemporalNet`, and timm's `features_only` and `out_indices`.
+
+    Returns:
+        The net; its `clip_config` has 8 frames and the crop, mean and std of the backbone. Saved, it
+        is `<tsn, tsm or tam>_resnet50_f8` with the option `backbone`.
+
+    Raises:
+        BvtamError: an unknown option or backbone, or one that has no place for operators.
+    """
+    cfg = _backbone_cfg(backbone)
+    kind = next((k for k, t in _TEMPORAL.items() if t == temporal), 'tam')
+    crop_size = cfg.input_size[-1]
+    clip = ClipConfig(
+        num_frames=8,
+        resize=max(crop_size, round(crop_size / cfg.crop_pct)),
+        crop_size=crop_size,
+        interpolation=cfg.interpolation if cfg.interpolation in INTERPOLATIONS else 'bilinear',
+        mean=cfg.mean,
+        std=cfg.std,
+    )
+    overlay = {k: getattr(cfg, k) for k in ('input_size', 'pool_size', 'mean', 'std', 'license')}
+    for key in ('first_conv', 'classifier'):
+        overlay[key] = f'backbone.{getattr(cfg, key)}'
+    options = {'backbone': backbone, 'temporal': temporal, **options}
+    model = build(
+        TemporalNet,
+        f'{kind}_resnet50_f8',
+        False,
+        checkpoint_filter_fn,
+        clip,
+        pretrained_cfg_overlay=overlay,
+        backbone_pretrained=pretrained,
+        **options,
+    )
+    model.model_name = f'{kind}_{backbone.partition(".")[0]}'
+    model._model_args = options
+    return model
+
+
+_VARIANTS = ['tsn_resnet50_f8', *(f'tsm_resnet{d}_f{t}' for d in (50, 101) for t in (8, 16))]
+_VARIANTS += [f'tam_resnet{d}_f{t}' for d in (18, 50, 101) for t in (8, 32)]
+default_cfgs = generate_default_cfgs(
+    {name: default_cfg('backbone.conv1', 'backbone.fc', 400) for name in _VARIANTS}
+)
+
+
+@register_model
+def tsn_resnet50_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """ResNet-50 on 8 frames, each alone: 24.3 M parameters, 33 GMACs at 224."""
+    return _temporal_resnet('tsn_resnet50_f8', pretrained, **kwargs)
+
+
+@register_model
+def tsm_resnet50_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TSM in every block of a ResNet-50, 8 frames: 24.3 M parameters, 33 GMACs at 224."""
+    return _temporal_resnet('tsm_resnet50_f8', pretrained, **kwargs)
+
+
+@register_model
+def tsm_resnet50_f16(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TSM in every block of a ResNet-50, 16 frames: 65 GMACs at 224."""
+    return _temporal_resnet('tsm_resnet50_f16', pretrained, **kwargs)
+
+
+@register_model
+def tsm_resnet101_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TSM in every second block of a ResNet-101, 8 frames."""
+    return _temporal_resnet('tsm_resnet101_f8', pretrained, **kwargs)
+
+
+@register_model
+def tsm_resnet101_f16(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TSM in every second block of a ResNet-101, 16 frames."""
+    return _temporal_resnet('tsm_resnet101_f16', pretrained, **kwargs)
+
+
+@register_model
+def tam_resnet18_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TAM in every block of a ResNet-18, 8 frames."""
+    return _temporal_resnet('tam_resnet18_f8', pretrained, **kwargs)
+
+
+@register_model
+def tam_resnet18_f32(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TAM in every block of a ResNet-18, 32 frames."""
+    return _temporal_resnet('tam_resnet18_f32', pretrained, **kwargs)
+
+
+@register_model
+def tam_resnet50_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TAM in every block of a ResNet-50, 8 frames: 24.4 M parameters, 32.8 GMACs at 224."""
+    return _temporal_resnet('tam_resnet50_f8', pretrained, **kwargs)
+
+
+@register_model
+def tam_resnet50_f32(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TAM in every block of a ResNet-50, 32 frames: 131.3 GMACs at 224."""
+    return _temporal_resnet('tam_resnet50_f32', pretrained, **kwargs)
+
+
+@register_model
+def tam_resnet101_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TAM in every block of a ResNet-101, 8 frames."""
+    return _temporal_resnet('tam_resnet101_f8', pretrained, **kwargs)
+
+
+@register_model
+def tam_resnet101_f32(pretrained: bool = False, **kwargs) -> TemporalNet:
+    """TAM in every block of a ResNet-101, 32 frames."""
+    return _temporal_resnet('tam_resnet101_f32', pretrained, **kwargs)

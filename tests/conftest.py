@@ -1,0 +1,11 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def own_zoo(tmp_path, monkeypatch):
+    """Every test has an empty cache of its own, and no network."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch_home'))
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.delenv('BVTAM_ZOO', raising=False)
+    torch.manual_seed(0)
