@@ -8,9 +8,8 @@ plain modules run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +116,7 @@ def _stats(norm: nn.BatchNorm2d) -> tuple:
 
 def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     """`conv(relu(norm(x)))` of a batch norm and a convolution without bias, groups or dilation."""
-    if _usual(norm, conv) and type(conv) is nn.Conv2d and conv.bias is None:
+    if type(conv) is nn.Conv2d and conv.bias is None and _usual(norm, conv):
         kernel = conv.weight.to(x.dtype)  # under autocast
         return NormReluConv.apply(
             x, norm.weight, norm.bias, _stats(norm), kernel, conv.stride, conv.padding
@@ -127,7 +126,7 @@ def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
 
 def norm_relu_split(x: Tensor, norm: nn.Module, temporal: nn.Module | None, num_pairs: int):
     """(even, odd) = `temporal.split(relu(norm(x)))`; without an operator both are relu(norm(x))."""
-    if _usual(norm, temporal) and type(temporal) is TAM:
+    if type(temporal) is TAM and _usual(norm, temporal):
         weight = temporal.weight.to(x.dtype)
         return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, num_pairs)
     x = F.relu(norm(x), inplace=True)
@@ -149,15 +148,15 @@ def _running_stats_kept(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked.copy_(count)
 
 
-def checkpoint(stage: nn.Module, *args):
-    """`stage(*args)`, whose inner results are recomputed in the backward pass instead of kept."""
+def checkpoint(module: nn.Module, *args, run: Callable = nn.Module.__call__):
+    """`run(module, *args)`, whose inner results are recomputed in the backward pass, not kept.
+
+    Unlike `torch.utils.checkpoint` alone, no batch norm counts its batch a second time.
+    """
     return torch.utils.checkpoint.checkpoint(
-        stage,
+        run,
+        module,
         *args,
         use_reentrant=False,
-        context_fn=partial(_checkpoint_contexts, stage),
+        context_fn=lambda: (nullcontext(), _running_stats_kept(module)),
     )
-
-
-def _checkpoint_contexts(stage: nn.Module):
-    return nullcontext(), _running_stats_kept(stage)

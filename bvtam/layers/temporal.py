@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,17 @@ from torch.autograd.function import once_differentiable
 from ..errors import BvtamError
 
 TEMPORAL = ('tam', 'tsm', 'none')
+
+
+def fold(x: Tensor, *steps: int) -> Tensor:
+    """Clips (B, C, T, H, W) -> frames (B*T, C, H, W), channels last, in one copy; T = prod(steps)."""
+    x = x.permute(0, 2, 3, 4, 1).contiguous().unflatten(1, steps)
+    return x.flatten(0, len(steps)).permute(0, 3, 1, 2)
+
+
+def clips(x: Tensor, *steps: int) -> Tensor:
+    """(N*steps, ...) -> (N, steps, ...); N is spelt out, which keeps symbolic shapes simple."""
+    return x.unflatten(0, (x.shape[0] // prod(steps), *steps))
 
 
 class Tap(NamedTuple):
@@ -77,8 +89,8 @@ def _overlap(offset: int, steps: int) -> tuple[slice, slice]:
 def _slots(x: Tensor, steps: int, form: str) -> list[Tensor]:
     """Views (N, steps, C, H, W) of the sources: both slots of frames, or the one tensor."""
     if form == 'split':
-        return list(x.unflatten(0, (-1, steps, 2)).unbind(2))
-    return [x.unflatten(0, (-1, steps))]
+        return list(clips(x, steps, 2).unbind(2))
+    return [clips(x, steps)]
 
 
 def _row(weight: Tensor, tap: Tap) -> Tensor:
@@ -136,7 +148,7 @@ class TamFunction(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight) if needed[1] else None
         written = set()  # the first tap that reads a source has offset 0, so it writes all of it
         for taps, grad, output in zip(plan(form, len(weight)), grads, outputs, strict=True):
-            grad = torch.ops.aten.threshold_backward(grad, output, 0).unflatten(0, (-1, steps))
+            grad = clips(torch.ops.aten.threshold_backward(grad, output, 0), steps)
             for tap in reachable(taps, steps):
                 to, frm = _overlap(tap.offset, steps)
                 if needed[0] and tap.slot in written:
@@ -226,17 +238,17 @@ class TSM(nn.Module):
         return torch.cat([later[:, :, :f], earlier[:, :, f : 2 * f], rest[:, :, 2 * f :]], 2)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        x = x.unflatten(0, (-1, num_frames))
+        x = clips(x, num_frames)
         return self._mix(_shift(x, 1), _shift(x, -1), x).flatten(0, 1)
 
     def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
-        even, odd = x.unflatten(0, (-1, num_pairs, 2)).unbind(2)
+        even, odd = clips(x, num_pairs, 2).unbind(2)
         new_even = self._mix(odd, _shift(odd, -1), even)
         new_odd = self._mix(_shift(even, 1), even, odd)
         return new_even.flatten(0, 1), new_odd.flatten(0, 1)
 
     def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
-        x = x.unflatten(0, (-1, num_pairs))
+        x = clips(x, num_pairs)
         even, odd = self._mix(x, _shift(x, -1), x), self._mix(_shift(x, 1), x, x)
         return even.flatten(0, 1), odd.flatten(0, 1)
 
@@ -257,7 +269,7 @@ class NoTemporal(nn.Module):
         return x
 
     def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
-        even, odd = x.unflatten(0, (-1, num_pairs, 2)).unbind(2)
+        even, odd = clips(x, num_pairs, 2).unbind(2)
         return even.flatten(0, 1), odd.flatten(0, 1)
 
     def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:

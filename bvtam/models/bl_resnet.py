@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import BvtamError
 from ..layers.recompute import checkpoint, norm_relu_conv, norm_relu_split
-from ..layers.temporal import stack_tam_weights
+from ..layers.temporal import clips, stack_tam_weights
 from ._build import build, default_cfg
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (4, 8, 18, 3), 152: (5, 12, 30, 3)}
@@ -75,7 +75,7 @@ class Bottleneck(nn.Module):
         x = norm_relu_conv(self.conv1(x), self.bn1, self.conv2)
         x = self.bn3(norm_relu_conv(x, self.bn2, self.conv3))
         if self.drop_path is not None:  # a clip is dropped whole
-            x = self.drop_path(x.unflatten(0, (-1, num_pairs))).flatten(0, 1)
+            x = self.drop_path(clips(x, num_pairs)).flatten(0, 1)
         shortcut = self.pool(shortcut)
         if self.shortcut is not None:
             shortcut = self.shortcut(shortcut)
@@ -250,8 +250,15 @@ class BLResNet(nn.Module):
             nn.init.zeros_(self.fc.bias)
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        blocks = r'^layer(\d+)' if coarse else r'^layer(\d+)\.(?:(?:big|little|temporal)\.)?(\d+)?'
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Patterns of stem and stages, or of single blocks, for timm's parameter groups."""
+        if coarse:
+            return {'stem': r'^stem', 'blocks': r'^layer(\d+)'}
+        blocks = [
+            (r'^layer(\d+)\.temporal', (0,)),
+            (r'^layer(\d+)\.(?:(?:big|little)\.)?(\d+)', None),
+            (r'^layer(\d+)\.(?:little_out|fusion)', (99,)),
+        ]
         return {'stem': r'^stem', 'blocks': blocks}
 
     @torch.jit.ignore

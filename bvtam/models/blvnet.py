@@ -12,13 +12,12 @@ weights serves 8x2, 16x2, 24x2 and 32x2 frames; the names differ by the ClipConf
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..clip import ClipConfig
-from ..layers.temporal import temporal_op
+from ..layers.temporal import clips, fold, temporal_op
 from ._build import build, default_cfg
 from .bl_resnet import DEPTHS, BLResNet, checkpoint_filter_fn
 
@@ -79,18 +78,17 @@ class BLVNet(BLResNet):
         if x.shape[2] % 2 or x.shape[2] == 0:
             raise ValueError(f'expected an even number of frames T, got T={x.shape[2]}')
         num_pairs = x.shape[2] // 2
-        x = x.transpose(1, 2).flatten(0, 1)
-        return x.contiguous(memory_format=torch.channels_last), num_pairs
+        return fold(x, num_pairs, 2), num_pairs
 
     def _unfold(self, x: Tensor, num_pairs: int) -> Tensor:
         """(B*K, C, h, w) -> (B, C, K, h, w)."""
-        return x.unflatten(0, (-1, num_pairs)).transpose(1, 2)
+        return clips(x, num_pairs).transpose(1, 2)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, T/2, h, w) -> (B, num_classes), averaged over the pairs."""
         num_pairs = x.shape[2]
         x = self.global_pool(x.transpose(1, 2).flatten(0, 1))
-        x = F.dropout(x, self.drop_rate, self.training).unflatten(0, (-1, num_pairs))
+        x = clips(F.dropout(x, self.drop_rate, self.training), num_pairs)
         if x.ndim == 5:  # not pooled
             return x.transpose(1, 2)
         x = x.mean(1)  # before the linear layer, which is the same and runs once

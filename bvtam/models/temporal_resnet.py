@@ -36,12 +36,12 @@ from timm.models import (
     resnet,
 )
 from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from ..clip import INTERPOLATIONS, ClipConfig
 from ..errors import BvtamError, nearest
-from ..layers.temporal import stack_tam_weights, temporal_op
+from ..layers.recompute import checkpoint
+from ..layers.temporal import clips, fold, stack_tam_weights, temporal_op
 from ._build import build, default_cfg
 
 # Residual blocks, each with the layer that its residual branch begins with.
@@ -106,7 +106,7 @@ class ClipDropPath(DropPath):
     """Stochastic depth that drops a branch for all frames of a clip or for none."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.unflatten(0, (-1, _steps()))).flatten(0, 1)
+        return super().forward(clips(x, _steps())).flatten(0, 1)
 
 
 def _branches(net: nn.Module) -> list[nn.Module]:
@@ -141,7 +141,7 @@ def _check_backbone(name: str, net: nn.Module) -> None:
 
 def _pool_time(x: Tensor, steps: int) -> tuple[Tensor, int]:
     """Maximum of 3 steps at every second: (B*T, C, H, W) -> (B*T', C, H, W), T' = (T + 1) // 2."""
-    x = x.unflatten(0, (-1, steps)).transpose(1, 2)
+    x = clips(x, steps).transpose(1, 2)
     x = F.max_pool3d(x, (3, 1, 1), (2, 1, 1), (1, 0, 0))
     return x.transpose(1, 2).flatten(0, 1), x.shape[2]
 
@@ -194,14 +194,12 @@ class TemporalNet(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        self.backbone = timm.create_model(
-            backbone,
-            pretrained=backbone_pretrained,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            **({'drop_path_rate': drop_path_rate} if drop_path_rate else {}),
-        )
+        options = {'num_classes': num_classes, 'in_chans': in_chans}
+        if global_pool != 'avg':  # what not every net of timm takes is passed only where needed
+            options['global_pool'] = global_pool
+        if drop_path_rate:
+            options['drop_path_rate'] = drop_path_rate
+        self.backbone = timm.create_model(backbone, pretrained=backbone_pretrained, **options)
         _check_backbone(backbone, self.backbone)
         if temporal_pool and type(self.backbone) is not resnet.ResNet:
             raise BvtamError(f'temporal_pool is for ResNets, and {backbone} is none')
@@ -272,13 +270,13 @@ class TemporalNet(nn.Module):
                 f'{tuple(x.shape)}'
             )
         steps = x.shape[2]
-        x = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = fold(x, steps)
         for name, part in self._trunk():
             if name in self._stages and self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(_run, part, x, steps)  # `_run` sets the steps in the backward too
+                x = checkpoint(part, x, steps, run=_run)  # sets the steps in the backward too
             else:
                 x = _run(part, x, steps)
-            yield f'backbone.{name}', x.unflatten(0, (-1, steps)).transpose(1, 2)
+            yield f'backbone.{name}', clips(x, steps).transpose(1, 2)
             if name in self._pooled:
                 x, steps = _pool_time(x, steps)
 
@@ -292,7 +290,7 @@ class TemporalNet(nn.Module):
         """(B, num_features, T', h, w) -> (B, num_classes), averaged over time."""
         steps = x.shape[2]
         x = self.backbone.forward_head(x.transpose(1, 2).flatten(0, 1), pre_logits=True)
-        x = F.dropout(x, self.drop_rate, self.training).unflatten(0, (-1, steps))
+        x = clips(F.dropout(x, self.drop_rate, self.training), steps)
         if x.ndim == 5:  # not pooled
             return x.transpose(1, 2)
         x = x.mean(1)  # before the linear layer, which is the same and runs once
