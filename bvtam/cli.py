@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,8 +52,19 @@ def _table(columns: list[str], rows: list[list[Any]], title: str | None = None) 
         numeric = all(isinstance(row[i], (int, float)) for row in rows)
         table.add_column(column, justify='right' if numeric else 'left')
     for row in rows:
-        table.add_row(*(f'{v:,}' if isinstance(v, int) else str(v) for v in row))
+        table.add_row(*(f'{v:,}' if type(v) is int else str(v) for v in row))
     console.print(table)
+
+
+def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """A bar on stderr, where that is a terminal and there is more than one item."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if total < 2 or not console.is_terminal:
+        return items
+    return track(items, total=total, console=console, transient=True)
 
 
 @app.command('list')
@@ -92,7 +104,9 @@ def info(
 
 @app.command()
 def flops(
-    name: Annotated[str, typer.Argument(help='A network; not needed with --check.')] = '',
+    name: Annotated[
+        str, typer.Argument(help="A network, or wildcards as in 'bvtam_r50_*'; not with --check.")
+    ] = '',
     frames: Annotated[int | None, typer.Option(help='Frames T of the clip.')] = None,
     size: Annotated[int | None, typer.Option(help='Height and width in pixels.')] = None,
     num_classes: Annotated[int | None, typer.Option(help='Classes of the head.')] = None,
@@ -103,25 +117,26 @@ def flops(
 ) -> None:
     """Count multiply-accumulates with fvcore: as published, and as executed here."""
     from . import flops as room
+    from .factory import list_models
 
     if check == bool(name):
         raise typer.BadParameter('give the NAME of a network, or --check')
-    if not check:
-        costs = room.flops(name, frames, size, num_classes)
-        _print_json(costs) if as_json else _table(list(costs), [list(costs.values())])
+    if check:
+        rows = list(_progress(room.check(), len(room.published())))
+        if as_json:
+            _print_json(rows)
+        else:
+            columns = ['model', 'num_frames', 'size', 'num_classes', 'expected', 'computed', 'ok']
+            _table(columns, [[r[c] for c in columns] for r in rows])
+        if not all(row['ok'] for row in rows):
+            raise BvtamError(f'{sum(not row["ok"] for row in rows)} of {len(rows)} rows differ')
         return
-    rows = room.check()
+    names = list_models(name) or [name]
+    costs = [room.flops(n, frames, size, num_classes) for n in _progress(names, len(names))]
     if as_json:
-        _print_json(rows)
+        _print_json(costs if '*' in name else costs[0])
     else:
-        columns = ['model', 'num_frames', 'size', 'num_classes']
-        table = [
-            [*(r[c] for c in columns), *(str(r[c]) for c in ('expected', 'computed')), r['ok']]
-            for r in rows
-        ]
-        _table([*columns, 'published', 'computed', 'equal'], table)
-    if not all(row['ok'] for row in rows):
-        raise BvtamError(f'{sum(not row["ok"] for row in rows)} of {len(rows)} rows differ')
+        _table(list(costs[0]), [list(c.values()) for c in costs])
 
 
 @app.command()
@@ -160,7 +175,7 @@ def predict(
     from .inference.predict import predict as run
 
     net = create_model(model, pretrained=True).eval()
-    results = [run(net, video, topk) for video in videos]
+    results = [run(net, video, topk) for video in _progress(videos, len(videos))]
     if as_json:
         _print_json(results)
         return

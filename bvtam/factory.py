@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 import timm
-from timm.models import is_model_in_modules, parse_model_name
+from timm.models import parse_model_name
 from torch import nn
 
 from . import models  # noqa: F401  (registers the names)
@@ -18,7 +18,7 @@ _MODULES = ('bl_resnet', 'blvnet', 'temporal_resnet')
 
 
 def list_models(pattern: str = '*') -> list[str]:
-    """Registered names that match `pattern` (wildcards as in a shell), sorted."""
+    """Registered names that match `pattern` (wildcards as in a shell), family by family."""
     names = [n for module in _MODULES for n in timm.list_models(module=module)]
     return [n for n in names if fnmatch.fnmatch(n, pattern)]
 

@@ -1,5 +1,9 @@
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile('bvtam', deadline=None, database=None, max_examples=60)
+settings.load_profile('bvtam')
 
 
 @pytest.fixture(autouse=True)

@@ -228,7 +228,9 @@ def test_bad_tensors_are_refused(name):
 
 def test_misspelt_options_are_refused():
     for create in (bvtam.create_model, timm.create_model):
-        with pytest.raises(bvtam.BvtamError, match="no option 'temporal_rang'; did you mean temporal_range"):
+        with pytest.raises(
+            bvtam.BvtamError, match="no option 'temporal_rang'; did you mean temporal_range"
+        ):
             create('bvtam_tiny_8x2', temporal_rang=5)
     for options in ({'temporal': 'tma'}, {'temporal_range': 4}, {'alpha': 3}, {'width': 10}):
         with pytest.raises(bvtam.BvtamError):

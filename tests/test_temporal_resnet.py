@@ -13,13 +13,10 @@ from fvcore.nn import FlopCountAnalysis
 from timm.models._manipulate import group_parameters
 
 from bvtam import BvtamError, create_model, list_models, save_pretrained, temporal_model
+from bvtam.layers import residual
+from bvtam.layers.residual import ClipDropPath, TemporalLayer
 from bvtam.models import temporal_resnet
-from bvtam.models.temporal_resnet import (
-    ClipDropPath,
-    TemporalLayer,
-    TemporalNet,
-    checkpoint_filter_fn,
-)
+from bvtam.models.temporal_resnet import TemporalNet, checkpoint_filter_fn
 
 # a backbone, how many residual branches it has, the name of its classifier
 FAMILIES = {
@@ -238,7 +235,7 @@ def test_an_operator_stands_before_the_first_layer_of_the_branch_only():
     mixed += mix(list(x[3:]), shift_rows(x.shape[1]), False)
     y = block.bn1(block.conv_pw.layer(torch.stack(mixed)))
     y = block.bn3(block.conv_pwl(block.bn2(block.conv_dw(y))))
-    got = temporal_resnet._run(block, x, 3)
+    got = residual.run_clips(block, x, 3)
     torch.testing.assert_close(got, x + y, rtol=1e-12, atol=1e-12)
     assert not isinstance(
         net.backbone.blocks[1][0].conv_pw, TemporalLayer
@@ -318,7 +315,7 @@ def test_a_failed_call_leaves_nothing_behind():
     net.backbone.layer3.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         net(torch.randn(1, 3, 2, 32, 32))
-    assert temporal_resnet._call.steps is None
+    assert residual._call.steps is None
 
 
 def test_copies_compute_the_same():

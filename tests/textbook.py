@@ -16,7 +16,9 @@ class Tam(nn.Module):
     def __init__(self, channels, num_frames, temporal_range=3):
         super().__init__()
         self.num_frames, self.range = num_frames, temporal_range
-        convs = [nn.Conv2d(channels, channels, 1, groups=channels, bias=False) for _ in range(self.range)]
+        convs = [
+            nn.Conv2d(channels, channels, 1, groups=channels, bias=False) for _ in range(self.range)
+        ]
         if temporal_range == 3:
             self.prev, self.curr, self.next = convs
         else:
@@ -72,14 +74,21 @@ class Module(nn.Module):
         deep, thin = blocks - 1, out_chs // alpha
         self.big = nn.Sequential(
             *[
-                Block(in_chs if i == 0 else out_chs, out_chs, 2 if i == 0 else 1, deep == 1 or i < deep - 1)
+                Block(
+                    in_chs if i == 0 else out_chs,
+                    out_chs,
+                    2 if i == 0 else 1,
+                    deep == 1 or i < deep - 1,
+                )
                 for i in range(deep)
             ]
         )
         self.little = nn.Sequential(
             *[Block(in_chs if i == 0 else thin, thin) for i in range(max(1, blocks // beta - 1))]
         )
-        self.little_e = nn.Sequential(nn.Conv2d(thin, out_chs, 1, bias=False), nn.BatchNorm2d(out_chs))
+        self.little_e = nn.Sequential(
+            nn.Conv2d(thin, out_chs, 1, bias=False), nn.BatchNorm2d(out_chs)
+        )
         self.fusion = nn.Sequential(Block(out_chs, out_chs, stride))
         self.tam = tam
 

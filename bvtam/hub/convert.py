@@ -106,7 +106,9 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     if not state or len(state) != len(content):
         other = [str(k) for k in content if k not in state][:3]
-        raise BvtamError(f'{path} is no state dict: no tensors under {", ".join(other) or "any key"}')
+        raise BvtamError(
+            f'{path} is no state dict: no tensors under {", ".join(other) or "any key"}'
+        )
     return {k.removeprefix('module.'): v for k, v in state.items()}, meta
 
 
@@ -198,7 +200,9 @@ def _identify_resnet(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, T
                   for every in (1, 2)}  # fmt: skip
         every = next((n for n, names in blocks.items() if names == shifted), None)
         if every is None:
-            raise BvtamError('the shifted blocks are neither all nor every second one of each stage')
+            raise BvtamError(
+                'the shifted blocks are neither all nor every second one of each stage'
+            )
         if every != (2 if depth == 101 else 1):
             options['temporal_every'] = every
     prefix = f'{family}_resnet{depth}_'

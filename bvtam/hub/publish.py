@@ -92,6 +92,6 @@ def _card(model: torch.nn.Module, origin: str, licence: str) -> str:
     lines.append('\n'.join(f'- {fact}' for fact in facts))
     lines.append(
         '```python\nimport bvtam\n\n'
-        f"model = bvtam.create_model('local-dir:PATH_OF_THIS_FOLDER', pretrained=True)\n```"
+        "model = bvtam.create_model('local-dir:PATH_OF_THIS_FOLDER', pretrained=True)\n```"
     )
     return '\n\n'.join(lines) + '\n'

@@ -62,7 +62,7 @@ def find(arch: str, tag: str = '') -> Path:
         tags = ', '.join(f.name for f in found)
         raise BvtamError(f'{arch} has weights under several names ({tags}): name one')
     raise BvtamError(
-        f'no weights named {name} on this machine: convert the authors\' checkpoint with '
+        f"no weights named {name} on this machine: convert the authors' checkpoint with "
         f'`bvtam convert CHECKPOINT --name {arch}.{tag or "TAG"}`, or pass pretrained=False'
     )
 

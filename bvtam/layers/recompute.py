@@ -126,7 +126,7 @@ def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
 
 def norm_relu_split(x: Tensor, norm: nn.Module, temporal: nn.Module | None, num_pairs: int):
     """(even, odd) = `temporal.split(relu(norm(x)))`; without an operator both are relu(norm(x))."""
-    if type(temporal) is TAM and _usual(norm, temporal):
+    if type(temporal) is TAM and _usual(norm):
         weight = temporal.weight.to(x.dtype)
         return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, num_pairs)
     x = F.relu(norm(x), inplace=True)
@@ -153,10 +153,8 @@ def checkpoint(module: nn.Module, *args, run: Callable = nn.Module.__call__):
 
     Unlike `torch.utils.checkpoint` alone, no batch norm counts its batch a second time.
     """
-    return torch.utils.checkpoint.checkpoint(
-        run,
-        module,
-        *args,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _running_stats_kept(module)),
+    traced = torch.compiler.is_compiling()  # which knows no context_fn of this kind
+    contexts = (
+        {} if traced else {'context_fn': lambda: (nullcontext(), _running_stats_kept(module))}
     )
+    return torch.utils.checkpoint.checkpoint(run, module, *args, use_reentrant=False, **contexts)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -53,7 +52,6 @@ class Tap(NamedTuple):
     last: int
 
 
-@lru_cache
 def plan(form: str, temporal_range: int) -> tuple[tuple[Tap, ...], ...]:
     """The taps of each output (one in the plain form, else the even and the odd slot)."""
     half = temporal_range // 2
@@ -168,9 +166,7 @@ def _tam_traced(x: Tensor, weight: Tensor, steps: int, form: str) -> tuple[Tenso
     sources = [F.pad(s, (0, 0) * 3 + (half, half)) for s in _slots(x, steps, form)]
     outputs = []
     for taps in plan(form, len(weight)):
-        out = sum(
-            sources[t.slot].narrow(1, half + t.offset, steps) * _row(weight, t) for t in taps
-        )
+        out = sum(sources[t.slot].narrow(1, half + t.offset, steps) * _row(weight, t) for t in taps)
         outputs.append(out.relu().flatten(0, 1))
     return tuple(outputs)
 
@@ -232,34 +228,31 @@ class TSM(nn.Module):
         super().__init__()
         self.fold = channels // shift_div
 
-    def _mix(self, later: Tensor, earlier: Tensor, rest: Tensor) -> Tensor:
-        """later, earlier, rest: where each channel group comes from, each (N, steps, C, H, W)."""
-        f = self.fold
-        return torch.cat([later[:, :, :f], earlier[:, :, f : 2 * f], rest[:, :, 2 * f :]], 2)
+    def _mix(self, x: Tensor, later: tuple[Tensor, int], earlier: tuple[Tensor, int]) -> Tensor:
+        """x (N, steps, C, H, W), folded, with two channel groups from other (source, offset)s."""
+        out, steps = x.clone(), x.shape[1]
+        for first, (source, offset) in ((0, later), (self.fold, earlier)):
+            group = slice(first, first + self.fold)
+            to, frm = _overlap(offset, steps)
+            out[:, to, group] = source[:, frm, group]
+            if offset:  # what would come from outside the clip
+                out[:, steps - 1 if offset > 0 else 0, group] = 0
+        return out.flatten(0, 1)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         x = clips(x, num_frames)
-        return self._mix(_shift(x, 1), _shift(x, -1), x).flatten(0, 1)
+        return self._mix(x, (x, 1), (x, -1))
 
     def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
         even, odd = clips(x, num_pairs, 2).unbind(2)
-        new_even = self._mix(odd, _shift(odd, -1), even)
-        new_odd = self._mix(_shift(even, 1), even, odd)
-        return new_even.flatten(0, 1), new_odd.flatten(0, 1)
+        return self._mix(even, (odd, 0), (odd, -1)), self._mix(odd, (even, 1), (even, 0))
 
     def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
         x = clips(x, num_pairs)
-        even, odd = self._mix(x, _shift(x, -1), x), self._mix(_shift(x, 1), x, x)
-        return even.flatten(0, 1), odd.flatten(0, 1)
+        return self._mix(x, (x, 0), (x, -1)), self._mix(x, (x, 1), (x, 0))
 
     def extra_repr(self) -> str:
         return f'{self.fold} channels each way'
-
-
-def _shift(x: Tensor, offset: int) -> Tensor:
-    """(N, steps, ...) whose step t is step t + offset (1 or -1) of x, or zeros outside the clip."""
-    pad = (0, 0) * 3 + ((0, 1) if offset > 0 else (1, 0))
-    return F.pad(x[:, 1:] if offset > 0 else x[:, :-1], pad)
 
 
 class NoTemporal(nn.Module):
@@ -292,7 +285,9 @@ def temporal_op(temporal: str, channels: int, temporal_range: int = 3) -> nn.Mod
 
 
 # As three releases name the depthwise 1x1 convolutions of one TAM.
-_STORED_TAM = re.compile(r'(.*?)tam\.(?:(prev|curr|next)(?:_se)?|blending_layers\.(\d+))(?:\.fc1)?\.weight')
+_STORED_TAM = re.compile(
+    r'(.*?)tam\.(?:(prev|curr|next)(?:_se)?|blending_layers\.(\d+))(?:\.fc1)?\.weight'
+)
 
 
 def stack_tam_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -313,7 +308,9 @@ def stack_tam_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         shape = rows[min(rows)][1].shape
         name = rows[min(rows)][0]
         if sorted(rows) != list(range(len(rows))) or len(rows) % 2 == 0:
-            raise BvtamError(f'{name}: the TAM has offsets {sorted(rows)}, not an odd number from 0')
+            raise BvtamError(
+                f'{name}: the TAM has offsets {sorted(rows)}, not an odd number from 0'
+            )
         for row_name, tensor in rows.values():
             if tensor.shape != shape or tuple(shape[1:]) != (1, 1, 1):
                 raise BvtamError(f'{row_name}: shape {tuple(tensor.shape)} is not (C, 1, 1, 1)')

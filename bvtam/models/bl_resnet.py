@@ -149,9 +149,7 @@ class BLModule(nn.Module):
             )
             for i in range(deep)
         )
-        self.little = Chain(
-            Bottleneck(thin if i else in_chs, thin) for i in range(shallow)
-        )
+        self.little = Chain(Bottleneck(thin if i else in_chs, thin) for i in range(shallow))
         self.little_out = _conv_norm(thin, out_chs)
         self.fusion = Bottleneck(out_chs, out_chs, stride, drop_path=drop_path[deep])
 
@@ -211,9 +209,7 @@ class BLResNet(nn.Module):
         for i, stride in enumerate((2, 2, 1)):
             out_chs = width * 4 * 2**i
             name, temporal = f'layer{i + 1}', self._temporal(chs)
-            stage = BLModule(
-                chs, out_chs, layers[i], stride, alpha, beta, rates[i], temporal
-            )
+            stage = BLModule(chs, out_chs, layers[i], stride, alpha, beta, rates[i], temporal)
             self.add_module(name, stage)
             chs, reduction = out_chs, reduction * stride
             self.feature_info.append({'num_chs': chs, 'reduction': reduction, 'module': name})

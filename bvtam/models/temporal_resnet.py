@@ -5,34 +5,26 @@ arXiv 1811.08383), TAM a weighted sum over time (bLVNet-TAM, NeurIPS 2019, arXiv
 ResNets they must equal the releases mit-han-lab/temporal-shift-module (MIT) and
 IBM/action-recognition-pytorch (Apache-2.0), whose checkpoints they load.
 
-timm's residual blocks begin `shortcut = x; x = self.<first layer>(x)`. An operator takes the place of
-that first layer and holds it, so timm's own code runs, and the shortcut gets the frames before they
-are aggregated. Frames are folded, (B*T, C, H, W). T comes from the input; an operator learns it from
-`_run`, through a thread-local that is set only during that call.
+How an operator comes into timm's blocks is in `layers/residual.py`. Frames are folded, (B*T, C, H, W).
 """
 
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from timm.models import (
     PretrainedCfg,
-    _efficientnet_blocks,
     convnext,
     efficientnet,
     generate_default_cfgs,
     mobilenetv3,
     register_model,
     regnet,
-    res2net,
-    resnest,
     resnet,
 )
 from timm.models._features import feature_take_indices
@@ -41,25 +33,15 @@ from torch import Tensor, nn
 from ..clip import INTERPOLATIONS, ClipConfig
 from ..errors import BvtamError, nearest
 from ..layers.recompute import checkpoint
-from ..layers.temporal import clips, fold, stack_tam_weights, temporal_op
+from ..layers.residual import (
+    FIRST_LAYER,
+    drop_clips_whole,
+    insert_operators,
+    residual_blocks,
+    run_clips,
+)
+from ..layers.temporal import clips, fold, stack_tam_weights
 from ._build import build, default_cfg
-
-# Residual blocks, each with the layer that its residual branch begins with.
-FIRST_LAYER = {
-    resnet.BasicBlock: 'conv1',
-    resnet.Bottleneck: 'conv1',
-    res2net.Bottle2neck: 'conv1',
-    resnest.ResNestBottleneck: 'conv1',
-    regnet.Bottleneck: 'conv1',
-    regnet.PreBottleneck: 'conv1',
-    convnext.ConvNeXtBlock: 'conv_dw',
-    _efficientnet_blocks.ConvBnAct: 'conv',
-    _efficientnet_blocks.DepthwiseSeparableConv: 'conv_dw',
-    _efficientnet_blocks.InvertedResidual: 'conv_pw',
-    _efficientnet_blocks.EdgeResidual: 'conv_exp',
-    _efficientnet_blocks.UniversalInvertedResidual: 'dw_start',
-    _efficientnet_blocks.MobileAttention: 'norm',
-}
 
 # Nets whose forward_features is: every child before this one, in the order of definition.
 HEAD = {
@@ -69,52 +51,6 @@ HEAD = {
     efficientnet.EfficientNet: 'global_pool',
     mobilenetv3.MobileNetV3: 'global_pool',
 }
-
-_call = threading.local()  # .steps: time steps per clip of the `_run` that this thread is in
-
-
-def _run(module: nn.Module, x: Tensor, steps: int) -> Tensor:
-    """module(x), where the temporal layers in `module` see clips of `steps`."""
-    before = getattr(_call, 'steps', None)
-    _call.steps = steps
-    try:
-        return module(x)
-    finally:
-        _call.steps = before
-
-
-def _steps() -> int:
-    steps = getattr(_call, 'steps', None)
-    if steps is None:
-        raise BvtamError('the backbone of a TemporalNet does not run alone: call the net on clips')
-    return steps
-
-
-class TemporalLayer(nn.Module):
-    """A temporal operator, then the layer whose place it takes."""
-
-    def __init__(self, temporal: nn.Module, layer: nn.Module) -> None:
-        super().__init__()
-        self.temporal = temporal
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.temporal(x, _steps()))
-
-
-class ClipDropPath(DropPath):
-    """Stochastic depth that drops a branch for all frames of a clip or for none."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(clips(x, _steps())).flatten(0, 1)
-
-
-def _branches(net: nn.Module) -> list[nn.Module]:
-    """Blocks of a known kind with a shortcut; RegNet tells by `downsample`, others by `has_skip`."""
-    regnets = (regnet.Bottleneck, regnet.PreBottleneck)
-    blocks = [m for m in net.modules() if type(m) in FIRST_LAYER]
-    return [b for b in blocks if getattr(b, 'has_skip', True)
-            and not (isinstance(b, regnets) and b.downsample is None)]  # fmt: skip
 
 
 def _backbone_cfg(name: str) -> PretrainedCfg:
@@ -130,7 +66,7 @@ def _backbone_cfg(name: str) -> PretrainedCfg:
 def _check_backbone(name: str, net: nn.Module) -> None:
     """Refuses a net that has no place for operators, or whose parts are not simply in a row."""
     known = f'a backbone can be a {", ".join(k.__name__ for k in HEAD)}'
-    if not _branches(net):
+    if not residual_blocks(net):
         raise BvtamError(f'{name} has no residual block of a known kind; {known}')
     for kind in {type(m) for m in net.modules()} - FIRST_LAYER.keys():
         if issubclass(kind, tuple(FIRST_LAYER)):  # such as a CondConvResidual
@@ -204,16 +140,11 @@ class TemporalNet(nn.Module):
         if temporal_pool and type(self.backbone) is not resnet.ResNet:
             raise BvtamError(f'temporal_pool is for ResNets, and {backbone} is none')
         self._pooled = ('layer1', 'layer2', 'layer3') if temporal_pool else ()
-        self._stages = [name for name, part in self._trunk() if _branches(part)]
+        self._stages = [name for name, part in self._trunk() if residual_blocks(part)]
         for name in self._stages if temporal != 'none' else ():
-            for block in _branches(self.backbone.get_submodule(name))[::temporal_every]:
-                channels = next(m.in_channels for m in block.modules() if hasattr(m, 'in_channels'))
-                operator = temporal_op(temporal, channels, temporal_range)
-                first = FIRST_LAYER[type(block)]
-                setattr(block, first, TemporalLayer(operator, getattr(block, first)))
-        for block in self.backbone.modules():
-            if isinstance(drop := getattr(block, 'drop_path', None), DropPath):
-                block.drop_path = ClipDropPath(drop.drop_prob, drop.scale_by_keep)
+            stage = self.backbone.get_submodule(name)
+            insert_operators(stage, temporal, temporal_range, temporal_every)
+        drop_clips_whole(self.backbone)
         self.feature_info = [
             {**info, 'module': f'backbone.{info["module"]}'} for info in self.backbone.feature_info
         ]
@@ -273,9 +204,9 @@ class TemporalNet(nn.Module):
         x = fold(x, steps)
         for name, part in self._trunk():
             if name in self._stages and self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(part, x, steps, run=_run)  # sets the steps in the backward too
+                x = checkpoint(part, x, steps, run=run_clips)  # sets the steps in the backward too
             else:
-                x = _run(part, x, steps)
+                x = run_clips(part, x, steps)
             yield f'backbone.{name}', clips(x, steps).transpose(1, 2)
             if name in self._pooled:
                 x, steps = _pool_time(x, steps)

@@ -1,0 +1,80 @@
+"""What is recomputed in the backward pass instead of kept changes no number, and does save memory."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import bvtam
+from bvtam.layers import recompute
+
+
+def plain(monkeypatch):
+    """Makes every fused form fall back to the plain modules."""
+    monkeypatch.setattr(recompute, '_usual', lambda *modules: False)
+
+
+@pytest.mark.parametrize('options', [{}, {'temporal': 'tsm'}, {'temporal_range': 5}])
+def test_training_equals_the_plain_modules(monkeypatch, options):
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=4, drop_rate=0.0, **options).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    other = copy.deepcopy(model)
+    x = torch.randn(2, 3, 6, 48, 40, dtype=torch.float64)
+    target = torch.tensor([0, 3])
+    loss = nn.functional.cross_entropy(model(x), target)
+    loss.backward()
+    plain(monkeypatch)
+    want = nn.functional.cross_entropy(other(x), target)
+    want.backward()
+    assert loss.item() == pytest.approx(want.item(), rel=1e-12)
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12, msg=name)
+    for (name, a), b in zip(model.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def kept_bytes(model, x):
+    """Bytes of distinct storages that the graph keeps, less the parameters'."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    return sum(kept.values())
+
+
+def test_less_is_kept(monkeypatch):
+    model = bvtam.create_model('bvtam_tiny_8x2').train()
+    x = torch.randn(1, 3, 8, 64, 64)
+    lean = kept_bytes(model, x)
+    plain(monkeypatch)
+    assert lean < 0.85 * kept_bytes(model, x)
+
+
+def test_hooks_are_called_in_training():
+    model = bvtam.create_model('bvtam_tiny_8x2').train()
+    block, seen = model.layer1.fusion, []
+    for module in (block.bn1, block.conv3):
+        module.register_forward_hook(lambda module, args, out: seen.append(module))
+    model(torch.randn(1, 3, 4, 32, 32))
+    assert seen == [block.bn1, block.conv3]
+
+
+def test_frozen_batch_norm_stays_frozen():
+    model = bvtam.create_model('bvtam_tiny_8x2').train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    before = [n.running_mean.clone() for n in norms]
+    model(torch.randn(1, 3, 4, 32, 32)).sum().backward()
+    assert all(torch.equal(n.running_mean, b) for n, b in zip(norms, before, strict=True))
