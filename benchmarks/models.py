@@ -19,11 +19,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
 
-import textbook  # noqa: E402
-from measure import interleaved, kept_bytes, peak_bytes  # noqa: E402
+import textbook
+from measure import interleaved, kept_bytes, peak_bytes
 
-import bvtam  # noqa: E402
-from bvtam.models.bl_resnet import checkpoint_filter_fn  # noqa: E402
+import bvtam
+from bvtam.models.bl_resnet import checkpoint_filter_fn
 
 
 def training_step(model, x):
@@ -80,7 +80,8 @@ def main():
             rows.append(row)
             print(f'batch {batch} {what} done', file=sys.stderr)
     if args.json:
-        print(json.dumps({'cores': os.cpu_count(), 'torch': torch.__version__, 'rows': rows}, indent=1))
+        setting = {'cores': os.cpu_count(), 'torch': torch.__version__, 'size': args.size}
+        print(json.dumps(setting | {'rows': rows}, indent=1))
         return
     print(f'{os.cpu_count()} cores, torch {torch.__version__}, fp32, {args.size} px\n')
     print('| batch | | time ratio | peak memory ratio | bytes kept ratio |\n|---|---|---|---|---|')

@@ -8,6 +8,7 @@ All give the same numbers (checked here in float64). `ours` is what the package 
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from bvtam.layers.temporal import TamFunction, _tam_traced
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
 
-import textbook  # noqa: E402
+import textbook
 
 
 def stored_twice(x, weight, pairs):
@@ -94,13 +95,10 @@ def main():
                 for way in WAYS.values():
                     for a, b in zip(way(x.double(), weight.double(), pairs), want, strict=True):
                         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+                args = x, weight, pairs
                 with torch.no_grad():
-                    forward = interleaved(
-                        {k: lambda f=f: f(x, weight, pairs) for k, f in WAYS.items()}, rounds
-                    )
-                step = interleaved(
-                    {k: lambda f=f: both(f, x, weight, pairs) for k, f in WAYS.items()}, rounds
-                )
+                    forward = interleaved({k: partial(f, *args) for k, f in WAYS.items()}, rounds)
+                step = interleaved({k: partial(both, f, *args) for k, f in WAYS.items()}, rounds)
                 cells = (
                     f'{forward[k] / forward["stored_twice"]:.2f} / {step[k] / step["stored_twice"]:.2f}'
                     for k in WAYS

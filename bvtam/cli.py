@@ -139,6 +139,20 @@ def flops(
         _table(list(costs[0]), [list(c.values()) for c in costs])
 
 
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` as options; a value is JSON where it can be, else a string."""
+    options = {}
+    for pair in pairs:
+        key, found, value = pair.partition('=')
+        if not found or not key:
+            raise typer.BadParameter(f'--option wants KEY=VALUE, not {pair!r}')
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
+
+
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="The authors' file.")],
@@ -147,13 +161,17 @@ def convert(
     ] = '',
     labels: Annotated[str, typer.Option(help='Text file, one class name per line.')] = '',
     out: Annotated[str, typer.Option(help='Folder to write (default: in your cache).')] = '',
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar='KEY=VALUE', help='What weights do not tell: temporal_pool=true.'),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn an authors' checkpoint into a zoo folder (config.json, model.safetensors, card)."""
     from .hub.convert import convert as run
     from .hub.store import read_config
 
-    folder = run(checkpoint, name, labels, out)
+    folder = run(checkpoint, name, labels, out, **_options(option or []))
     if as_json:
         _print_json({'folder': str(folder), **read_config(folder)})
     else:

@@ -117,6 +117,7 @@ def test_bad_videos(capfd, net, tmp_path, form):
         (['flops', 'bvtam_tiny_8x2', '--frames', '5'], 1, 'T=5'),
         (['flops', 'blresnet5'], 1, 'blresnet50'),
         (['convert', 'nowhere.pth'], 1, 'nowhere.pth'),
+        (['convert', 'nowhere.pth', '--option', 'alpha'], 2, 'KEY=VALUE'),
         (['flops'], 2, '--check'),
         (['flops', 'bvtam_tiny_8x2', '--frmaes', '4'], 2, '--frames'),
         (['train'], 2, 'train'),
@@ -140,7 +141,7 @@ def test_convert_then_predict_in_fresh_processes(tmp_path, video):
     env = os.environ | {'OMP_NUM_THREADS': '1'}
 
     def bvtam_command(*args):
-        command = [sys.executable, '-m', 'bvtam.cli', *map(str, args)]
+        command = [sys.executable, '-m', 'bvtam', *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
 
     done = bvtam_command('convert', tmp_path / 'file.pth', '--json')

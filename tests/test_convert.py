@@ -149,9 +149,14 @@ def test_max_pool_variant_is_told_by_the_stored_name(tmp_path):
         f'local-dir:{bvtam.convert(file, out=tmp_path / "net")}', True
     ).eval()
     assert model.forward_features(torch.zeros(1, 3, 8, 32, 32)).shape[2] == 1
-    torch.save({'state_dict': state, 'arch': 'resnet-18-ts-avg'}, file)
-    with pytest.raises(BvtamError, match='averaging'):
-        bvtam.convert(file, out=tmp_path / 'other')
+    for arch, word in (('resnet-18-ts-avg', 'averaging'), ('TAM-b3-max--resnet-18', 'by maximum')):
+        torch.save({'state_dict': state, 'arch': arch}, file)
+        with pytest.raises(BvtamError, match=word):
+            bvtam.convert(file, out=tmp_path / 'other')
+    torch.save({'state_dict': state}, file)  # a file that does not tell: the caller may
+    folder = bvtam.convert(file, out=tmp_path / 'told', temporal_pool=True)
+    model = bvtam.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    assert model.forward_features(torch.zeros(1, 3, 8, 32, 32)).shape[2] == 1
 
 
 class Bomb:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bvtam.clip import SAMPLINGS
-from bvtam.errors import BvtamError
+from ..clip import SAMPLINGS
+from ..errors import BvtamError
 
 
 def clip_indices(

@@ -7,8 +7,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from bvtam.clip import ClipConfig
-from bvtam.errors import BvtamError
+from ..clip import ClipConfig
+from ..errors import BvtamError
 
 
 def to_clip(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:

@@ -18,7 +18,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from torch import Tensor
 
-from bvtam.errors import BvtamError
+from ..errors import BvtamError
 
 log = logging.getLogger('bvtam')
 

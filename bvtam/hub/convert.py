@@ -227,6 +227,7 @@ def convert(
     name: str = '',
     labels: str | os.PathLike = '',
     out: str | os.PathLike = '',
+    **options: Any,
 ) -> Path:
     """Writes an authors' checkpoint as a zoo folder.
 
@@ -235,6 +236,7 @@ def convert(
         name: `ARCH.TAG` or `ARCH` for the result; by default inferred, with tag `converted`.
         labels: a text file with one class name per line.
         out: the folder to write; by default one in the user's zoo, where the name finds it.
+        options: of the network, where the weights do not tell them (`temporal_pool=True`).
 
     Returns:
         The folder.
@@ -247,9 +249,8 @@ def convert(
     identity, ours = identify(state)
     hint = f'{meta.get("arch", "")} {Path(checkpoint).name}'
     arch, _, tag = name.partition('.')
-    options = dict(identity.options)
-    if identity.release == 'ibm':
-        options |= _ibm_variant(str(meta.get('arch', '')))
+    variant = _ibm_variant(str(meta.get('arch', ''))) if identity.release == 'ibm' else {}
+    options = identity.options | variant | options
     if arch and arch not in list_models():
         raise BvtamError(f'--name: no network is named {arch}{nearest(arch, list_models())}')
     if arch and not arch.startswith(identity.arch_prefix):
@@ -276,11 +277,11 @@ def convert(
 
 def _ibm_variant(arch: str) -> dict[str, Any]:
     """Options without a trace in the weights; the release writes them into the name it stores."""
-    if '-ts-max' in arch:
-        return {'temporal_pool': True}
     if '-ts-avg' in arch:
         raise BvtamError(f'{arch} pools over time by averaging, which no network here does')
-    return {}
+    if re.search(r'TAM-b\d+-max', arch):
+        raise BvtamError(f'{arch} aggregates by maximum, not by sum, which no network here does')
+    return {'temporal_pool': True} if '-ts-max' in arch else {}
 
 
 def _read_labels(path: str | os.PathLike, num_classes: int) -> list[str]:

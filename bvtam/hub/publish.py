@@ -36,10 +36,14 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
                 os.fsync(file.fileno())
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _replaceable(folder: Path) -> bool:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bvtam.clip import ClipConfig
-from bvtam.data.sampling import clip_indices
-from bvtam.data.transforms import to_clip
-from bvtam.data.video import VideoFile
-from bvtam.errors import BvtamError
+from ..clip import ClipConfig
+from ..data.sampling import clip_indices
+from ..data.transforms import to_clip
+from ..data.video import VideoFile
+from ..errors import BvtamError
 
 
 def predict(model: nn.Module, video: str | os.PathLike[str], topk: int = 5) -> dict[str, Any]:

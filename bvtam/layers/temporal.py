@@ -236,7 +236,7 @@ class TSM(nn.Module):
             to, frm = _overlap(offset, steps)
             out[:, to, group] = source[:, frm, group]
             if offset:  # what would come from outside the clip
-                out[:, steps - 1 if offset > 0 else 0, group] = 0
+                out[:, -1 if offset > 0 else 0, group] = 0
         return out.flatten(0, 1)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:

@@ -1,0 +1,5 @@
+"""`python -m bvtam` is the command line."""
+
+from .cli import main
+
+main()
