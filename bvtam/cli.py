@@ -56,6 +56,10 @@ def _table(columns: list[str], rows: list[list[Any]], title: str | None = None) 
     console.print(table)
 
 
+def _figures(values: dict[str, Any]) -> str:
+    return ', '.join(f'{k} {v:,}' if type(v) is int else f'{k} {v}' for k, v in values.items())
+
+
 def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
     """A bar on stderr, where that is a terminal and there is more than one item."""
     from rich.console import Console
@@ -126,8 +130,12 @@ def flops(
         if as_json:
             _print_json(rows)
         else:
-            columns = ['model', 'num_frames', 'size', 'num_classes', 'expected', 'computed', 'ok']
-            _table(columns, [[r[c] for c in columns] for r in rows])
+            columns = ['model', 'num_frames', 'size', 'num_classes', 'ok']
+            table = [
+                [*(r[c] for c in columns), *(_figures(r[k]) for k in ('expected', 'computed'))]
+                for r in rows
+            ]
+            _table([*columns, 'published', 'computed'], table)
         if not all(row['ok'] for row in rows):
             raise BvtamError(f'{sum(not row["ok"] for row in rows)} of {len(rows)} rows differ')
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
 from typing import Any
 
 import timm
@@ -79,12 +78,7 @@ def describe(model_name: str) -> dict[str, Any]:
         weights = str(model.pretrained_cfg['file'])
     else:
         weights = ', '.join(f.name for f in store.folders(arch)) or None
-    given = getattr(model, '_model_args', {})
-    options = {
-        name: getattr(model, name, given.get(name, parameter.default))
-        for name, parameter in inspect.signature(type(model)).parameters.items()
-        if name != 'global_pool'
-    }
+    options = model.model_options | {'num_classes': model.num_classes, 'in_chans': model.in_chans}
     shape = ('B', model.in_chans, 'H', 'W')
     if model.input_kind == 'clip':
         shape = (*shape[:2], 'T', *shape[2:])

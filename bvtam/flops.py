@@ -8,6 +8,7 @@ summed first, and the classifier runs once per clip. Both figures are given.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -16,9 +17,12 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import get_shape
 from torch import nn
+
+with warnings.catch_warnings():  # it scripts a function of its own, which torch now advises against
+    warnings.simplefilter('ignore', FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import get_shape
 
 from .factory import create_model
 from .layers.temporal import plan

@@ -64,6 +64,11 @@ def test_info(capfd, net):
     assert code == 0
     assert facts['params'] == 25_020_142 and facts['clip']['num_frames'] == 16
     assert facts['options']['temporal'] == 'tam' and facts['input'] == '(B, 3, T, H, W)'
+    code, out, _ = run(capfd, 'info', f'local-dir:{net}', '--json')
+    facts = json.loads(out)
+    assert facts['options']['width'] == 16 and facts['options']['layers'] == [2, 2, 2, 2]
+    assert facts['options']['num_classes'] == facts['num_classes'] == 3
+    assert facts['pretrained'] == str(net)
     code, out, _ = run(capfd, 'info', f'local-dir:{net}')
     assert code == 0 and 'bvtam_tiny_8x2' in out and 'clip.num_frames' in out
 

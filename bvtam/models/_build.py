@@ -74,7 +74,7 @@ def build(
     Raises:
         BvtamError: an unknown option, no weights, or weights that do not fit.
     """
-    own = list(inspect.signature(cls).parameters)
+    own = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
     for key in kwargs:
         if key not in own and key not in _TIMM_OPTIONS:
             raise BvtamError(
@@ -111,6 +111,7 @@ def build(
     if 'clip' in config:
         clip = ClipConfig.from_dict(config['clip'])
 
+    options = {**(defaults or {}), **kwargs}
     try:
         model = build_model_with_cfg(
             cls,
@@ -118,11 +119,12 @@ def build(
             pretrained,
             pretrained_filter_fn=lambda state, model: strict_filter(filter_fn(state), model),
             feature_cfg={'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3, 4)},
-            **{**(defaults or {}), **kwargs},
+            **options,
         )
     except SafetensorError as error:
         raise BvtamError(f'{kwargs["pretrained_cfg"].get("file", variant)}: {error}') from None
     model.model_name = variant
+    model.model_options = {name: options.get(name, own[name]) for name in own}
     model.clip_config = clip
     labels = model.pretrained_cfg.get('label_names')
     same_classes = getattr(model, 'num_classes', None) == model.pretrained_cfg.get('num_classes')
