@@ -43,16 +43,18 @@ def _table(columns: list[str], rows: list[list[Any]], title: str | None = None) 
     """A table on stdout; numbers are right-aligned, and nothing is cut off where output is a file."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
+    plain = {'markup': False, 'emoji': False, 'highlight': False}  # labels may hold [brackets]
+    console = Console(**plain)
     if not console.is_terminal:
-        console = Console(width=1000)
-    table = Table(title=title, title_justify='left', box=None, pad_edge=False)
+        console = Console(width=1000, **plain)
+    table = Table(title=title and Text(title), title_justify='left', box=None, pad_edge=False)
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], (int, float)) for row in rows)
         table.add_column(column, justify='right' if numeric else 'left')
     for row in rows:
-        table.add_row(*(f'{v:,}' if type(v) is int else str(v) for v in row))
+        table.add_row(*(Text(f'{v:,}' if type(v) is int else str(v)) for v in row))
     console.print(table)
 
 
@@ -75,18 +77,39 @@ def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
 def list_(
     pattern: Annotated[str, typer.Argument(help="Wildcards, as in 'bvtam_r50_*'.")] = '*',
     pretrained: Annotated[
-        bool, typer.Option('--pretrained', help='Only weights that are on this machine.')
+        bool, typer.Option('--pretrained', help='Weights, and how each comes to this machine.')
     ] = False,
     as_json: Json = False,
 ) -> None:
     """List networks, or weights."""
     from .factory import list_models, list_pretrained
+    from .hub import store
+    from .hub.table import entries
 
-    names = list_pretrained(pattern) if pretrained else list_models(pattern)
+    if not pretrained:
+        names = list_models(pattern)
+        print(json.dumps(names, indent=2) if as_json else '\n'.join(names))
+        return
+    rows = []
+    for name in list_pretrained(pattern):
+        entry = entries().get(name)
+        metric = entry.metrics[0] if entry else {}
+        rows.append(
+            {
+                'name': name,
+                'from': store.where(name),
+                'dataset': entry.dataset if entry else '',
+                'top1': metric.get('top1', ''),
+                'views': metric.get('views', ''),
+                'gmacs': round(entry.costs['conv_macs'] / 1e9, 2) if entry else '',
+                'origin': entry.release if entry else '',
+                'licence': entry.licence if entry else '',
+            }
+        )
     if as_json:
-        _print_json(names)
-    else:
-        print('\n'.join(names))
+        _print_json(rows)
+    elif rows:
+        _table(list(rows[0]), [list(r.values()) for r in rows])
 
 
 @app.command()
@@ -101,8 +124,11 @@ def info(
     if as_json:
         _print_json(facts)
         return
-    flat = {k: v for k, v in facts.items() if not isinstance(v, dict)}
-    flat |= {f'{k}.{sub}': v for k in ('clip', 'options') for sub, v in (facts[k] or {}).items()}
+    flat = {}
+    for key, value in facts.items():
+        flat |= (
+            {f'{key}.{k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        )
     _table(['', ''], [[k, f'{v:,}' if type(v) is int else v] for k, v in flat.items()], name)
 
 
@@ -111,9 +137,9 @@ def flops(
     name: Annotated[
         str, typer.Argument(help="A network, or wildcards as in 'bvtam_r50_*'; not with --check.")
     ] = '',
-    frames: Annotated[int | None, typer.Option(help='Frames T of the clip.')] = None,
-    size: Annotated[int | None, typer.Option(help='Height and width in pixels.')] = None,
-    num_classes: Annotated[int | None, typer.Option(help='Classes of the head.')] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help='Frames T of the clip.')] = None,
+    size: Annotated[int | None, typer.Option(min=1, help='Height and width in pixels.')] = None,
+    num_classes: Annotated[int | None, typer.Option(min=0, help='Classes of the head.')] = None,
     check: Annotated[
         bool, typer.Option('--check', help='Go through the whole published table.')
     ] = False,
@@ -142,7 +168,7 @@ def flops(
     names = list_models(name) or [name]
     costs = [room.flops(n, frames, size, num_classes) for n in _progress(names, len(names))]
     if as_json:
-        _print_json(costs if '*' in name else costs[0])
+        _print_json(costs if set('*?[') & set(name) else costs[0])
     else:
         _table(list(costs[0]), [list(c.values()) for c in costs])
 
@@ -208,6 +234,41 @@ def predict(
     for result in results:
         rows = [[t['label'], t['index'], f'{t["score"]:.4f}'] for t in result['top']]
         _table(['label', 'index', 'score'], rows, result['video'])
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(help='ARCH.TAG, or a zoo folder.')] = '',
+    as_json: Json = False,
+) -> None:
+    """Check weights: hashes, a strict load, and the logits of a stored clip (default: all here)."""
+    from .hub import store
+    from .hub.verify import verify as run
+
+    names = [name] if name else [str(folder) for folder in store.folders()]
+    results = [run(n) for n in _progress(names, len(names))]
+    if as_json:
+        _print_json(results)
+    elif results:
+        _table(list(results[0]), [list(r.values()) for r in results])
+    else:
+        print('no weights here', file=sys.stderr)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help='A zoo folder, as `bvtam convert` writes it.')],
+    repo_id: Annotated[str, typer.Argument(help='owner/repo on the Hugging Face Hub.')],
+    private: Annotated[bool, typer.Option(help='Make a new repo private.')] = False,
+    revision: Annotated[str, typer.Option(help='Branch to push to; made if it is not there.')] = '',
+    create_pr: Annotated[bool, typer.Option(help='Open a pull request.')] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a zoo folder to the Hugging Face Hub."""
+    from .hub.push import push_folder
+
+    url = push_folder(folder, repo_id, private, revision or None, create_pr)
+    _print_json({'url': url}) if as_json else print(url)
 
 
 if __name__ == '__main__':

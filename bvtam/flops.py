@@ -46,12 +46,12 @@ def count(model: nn.Module, num_frames: int = 1, size: int = 224) -> dict[str, i
         num_frames: T; ignored by image nets.
         size: height and width in pixels.
     """
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     shape = (1, model.in_chans, num_frames, size, size)
     if model.input_kind == 'image':
         shape = (*shape[:2], *shape[3:])
-    x = torch.zeros(shape, device=device)
-    training = model.training
+    x = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         analysis = FlopCountAnalysis(model, x)
@@ -61,7 +61,8 @@ def count(model: nn.Module, num_frames: int = 1, size: int = 224) -> dict[str, i
         with torch.no_grad():
             positions = 1 if len(shape) == 4 else model.forward_features(x).shape[2]
     finally:
-        model.train(training)
+        for module, flag in training.items():
+            module.training = flag
     return {
         'conv_macs': int(ops['conv'] + ops['tam']),
         'linear_macs': int(ops['linear'] * positions),  # the releases classify every position
@@ -87,7 +88,7 @@ def flops(
     """
     model = create_model(name, num_classes=num_classes, **options)
     clip = model.clip_config
-    frames = num_frames or (clip.num_frames if clip else 1)
+    frames = (clip.num_frames if num_frames is None else num_frames) if clip else 1
     side = size or (clip.crop_size if clip else model.pretrained_cfg['input_size'][-1])
     head = {'model': name, 'num_frames': frames, 'size': side, 'num_classes': model.num_classes}
     return head | count(model, frames, side)

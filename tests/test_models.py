@@ -183,10 +183,18 @@ def test_one_net_any_clip(name):
         assert model(x).isfinite().all()
 
 
-@pytest.mark.parametrize('name', ['bvtam_tiny_8x2', 'tam_resnet18_f8', 'blresnet50'])
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('bvtam_tiny_8x2', {}),
+        ('bvtam_tiny_8x2', {'temporal': 'tsm'}),
+        ('tam_resnet18_f8', {}),
+        ('blresnet50', {}),
+    ],
+)
 @torch.no_grad()
-def test_export_with_every_axis_dynamic(name):
-    model = make(name, num_classes=5).eval()
+def test_export_with_every_axis_dynamic(name, options):
+    model = make(name, num_classes=5, **options).eval()
     example = random_input(model, frames=6, size=96, batch=2)
     auto = torch.export.Dim.AUTO
     dims = {i: auto for i in range(example.ndim) if i != 1}
@@ -232,7 +240,15 @@ def test_misspelt_options_are_refused():
             bvtam.BvtamError, match="no option 'temporal_rang'; did you mean temporal_range"
         ):
             create('bvtam_tiny_8x2', temporal_rang=5)
-    for options in ({'temporal': 'tma'}, {'temporal_range': 4}, {'alpha': 3}, {'width': 10}):
+    for options in (
+        {'global_pool': '', 'num_classes': 3},
+        {'num_classes': -1},
+        {'alpha': 'x'},
+        {'temporal': 'tma'},
+        {'temporal_range': 4},
+        {'alpha': 3},
+        {'width': 10},
+    ):
         with pytest.raises(bvtam.BvtamError):
             bvtam.create_model('bvtam_tiny_8x2', **options)
     with pytest.raises(bvtam.BvtamError, match='bvtam_r50_8x2'):

@@ -12,7 +12,7 @@ from bvtam.layers import recompute
 
 def plain(monkeypatch):
     """Makes every fused form fall back to the plain modules."""
-    monkeypatch.setattr(recompute, '_usual', lambda *modules: False)
+    monkeypatch.setattr(recompute, '_usual', lambda x, *modules: False)
 
 
 @pytest.mark.parametrize('options', [{}, {'temporal': 'tsm'}, {'temporal_range': 5}])
@@ -78,3 +78,32 @@ def test_frozen_batch_norm_stays_frozen():
     before = [n.running_mean.clone() for n in norms]
     model(torch.randn(1, 3, 4, 32, 32)).sum().backward()
     assert all(torch.equal(n.running_mean, b) for n, b in zip(norms, before, strict=True))
+
+
+def test_recomputed_in_bf16_to_the_bit():
+    norm = nn.BatchNorm2d(8)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x = (torch.randn(4, 8, 5, 5) + 16).bfloat16()
+    args = x, norm.weight.detach(), norm.bias.detach()
+    y, mean, invstd = recompute._norm_relu(*args, recompute._stats(norm))
+    assert torch.equal(recompute._norm_relu_again(*args, mean, invstd, norm.eps), y)
+
+
+@pytest.mark.parametrize('change', [{'momentum': None}, {'track_running_stats': False}])
+def test_checkpointing_with_unusual_norms(change):
+    model = bvtam.create_model('bvtam_tiny_8x2').train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for key, value in change.items():
+                setattr(module, key, value)
+            if change.get('track_running_stats') is False:
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+    model.set_grad_checkpointing()
+    model(torch.randn(1, 3, 4, 32, 32)).sum().backward()
+
+
+def test_a_batch_without_statistics_is_refused_before_anything_is_updated():
+    model = bvtam.create_model('bvtam_tiny_8x2').train()
+    with pytest.raises(ValueError, match='more than 1 value per channel'):
+        model(torch.randn(1, 3, 2, 32, 32))
+    assert all(b.isfinite().all() for b in model.buffers())

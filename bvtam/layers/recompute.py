@@ -3,7 +3,7 @@
 Batch norm and ReLU are a pass over memory each, but what they give is kept for the layer behind
 them. The functions here keep the input of the batch norm alone. The numbers are those of the plain
 modules to rounding; where anything is unusual (eval mode, another kind of norm, hooks, tracing) the
-plain modules run.
+plain modules run. Gradients of gradients are not to be had of the fused forms: they say so.
 """
 
 from __future__ import annotations
@@ -30,13 +30,10 @@ def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, stats: tuple) -> tuple[T
     return y.relu_(), mean, invstd
 
 
-def _norm_relu_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor):
-    """What `_norm_relu` gave, from the kept batch statistics."""
-    scale = weight * invstd
-    shift = bias - mean * scale
-    shape = (-1, 1, 1)
-    out = torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
-    return out.relu_()
+def _norm_relu_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps):
+    """What `_norm_relu` gave, by the same kernel from the kept batch statistics."""
+    var = invstd.double().pow(-2).sub(eps).to(invstd.dtype)
+    return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0].relu_()
 
 
 def _norm_relu_backward(grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, kept: tuple):
@@ -62,7 +59,7 @@ class NormReluConv(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, bias, mean, invstd, kernel = ctx.saved_tensors
         stride, padding = ctx.geometry
-        y = _norm_relu_again(x, weight, bias, mean, invstd)
+        y = _norm_relu_again(x, weight, bias, mean, invstd, ctx.eps)
         grad, kernel_grad, _ = _aten.convolution_backward(
             grad, y, kernel, None, stride, padding, (1, 1), False, (0, 0), 1, (True, True, False)
         )
@@ -85,27 +82,32 @@ class NormReluTam(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         x, weight, bias, mean, invstd, tam_weight, *outputs = ctx.saved_tensors
-        y = _norm_relu_again(x, weight, bias, mean, invstd)
+        y = _norm_relu_again(x, weight, bias, mean, invstd, ctx.eps)
         grad, tam_grad = TamFunction.gradients(y, tam_weight, outputs, grads, ctx.steps, 'split')
         grads = _norm_relu_backward(grad, y, x, weight, (mean, invstd, ctx.eps))
         return *grads, None, tam_grad, None
 
 
-def _usual(norm: nn.Module, *others: nn.Module) -> bool:
+def _usual(x: Tensor, norm: nn.Module, *others: nn.Module) -> bool:
     """Whether the fused form may stand for these modules: training, plain kinds, nobody watching."""
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and type(norm) is nn.BatchNorm2d
         and norm.training
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
+        and x.numel() > x.shape[1]  # of a single value there are no statistics; the module says so
         and not any(
-            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            m._forward_hooks
+            or m._forward_pre_hooks
+            or m._backward_hooks
+            or m._backward_pre_hooks
+            or 'forward' in m.__dict__
             for m in (norm, *others)
         )
-        and not torch.jit.is_tracing()
     )
 
 
@@ -116,7 +118,7 @@ def _stats(norm: nn.BatchNorm2d) -> tuple:
 
 def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     """`conv(relu(norm(x)))` of a batch norm and a convolution without bias, groups or dilation."""
-    if type(conv) is nn.Conv2d and conv.bias is None and _usual(norm, conv):
+    if type(conv) is nn.Conv2d and conv.bias is None and _usual(x, norm, conv):
         kernel = conv.weight.to(x.dtype)  # under autocast
         return NormReluConv.apply(
             x, norm.weight, norm.bias, _stats(norm), kernel, conv.stride, conv.padding
@@ -126,7 +128,7 @@ def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
 
 def norm_relu_split(x: Tensor, norm: nn.Module, temporal: nn.Module | None, num_pairs: int):
     """(even, odd) = `temporal.split(relu(norm(x)))`; without an operator both are relu(norm(x))."""
-    if type(temporal) is TAM and _usual(norm):
+    if type(temporal) is TAM and _usual(x, norm):
         weight = temporal.weight.to(x.dtype)
         return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, num_pairs)
     x = F.relu(norm(x), inplace=True)
@@ -137,15 +139,13 @@ def norm_relu_split(x: Tensor, norm: nn.Module, temporal: nn.Module | None, num_
 def _running_stats_kept(module: nn.Module) -> Iterator[None]:
     """Batch norms normalise by their batch as ever, but count it no second time."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
-    before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
-    for norm in norms:
-        norm.momentum = 0.0
+    buffers = [b for norm in norms for b in norm.buffers()]
+    before = [b.clone() for b in buffers]
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+        for buffer, kept in zip(buffers, before, strict=True):
+            buffer.copy_(kept)
 
 
 def checkpoint(module: nn.Module, *args, run: Callable = nn.Module.__call__):

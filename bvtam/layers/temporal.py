@@ -230,6 +230,14 @@ class TSM(nn.Module):
 
     def _mix(self, x: Tensor, later: tuple[Tensor, int], earlier: tuple[Tensor, int]) -> Tensor:
         """x (N, steps, C, H, W), folded, with two channel groups from other (source, offset)s."""
+        if torch.compiler.is_compiling():  # in sizes that hold for any number of steps
+            groups = (
+                F.pad(source, (0, 0) * 3 + (1, 1)).narrow(1, 1 + offset, x.shape[1])[
+                    :, :, first : first + self.fold
+                ]
+                for first, (source, offset) in ((0, later), (self.fold, earlier))
+            )
+            return torch.cat([*groups, x[:, :, 2 * self.fold :]], 2).flatten(0, 1)
         out, steps = x.clone(), x.shape[1]
         for first, (source, offset) in ((0, later), (self.fold, earlier)):
             group = slice(first, first + self.fold)

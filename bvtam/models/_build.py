@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
+import os
+import types
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
-from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from timm.models import PretrainedCfg
 from timm.models._builder import build_model_with_cfg
-from timm.models._hub import hf_split
 from torch import Tensor, nn
 
 from ..clip import IMAGENET_MEAN, IMAGENET_STD, ClipConfig
-from ..errors import BvtamError, nearest
+from ..errors import BvtamError, nearest, one_line
 from ..hub import store
 
 _logger = logging.getLogger('bvtam')
@@ -32,6 +35,25 @@ _TIMM_OPTIONS = {
     'cache_dir',
     'features_only',
     'out_indices',
+}
+
+# Beyond these an option is a mistake, or a config.json made to exhaust the machine.
+_LARGEST = {
+    'layers': 64,
+    'in_chans': 1000,
+    'alpha': 64,
+    'beta': 200,
+    'width': 4096,
+    'temporal_range': 199,
+    'temporal_every': 200,
+    'drop_rate': 1,
+    'drop_path_rate': 1,
+}
+
+# What a weight file may hold, as safetensors names it; the net's own numbers are F32 and I64.
+_NUMBERS = {
+    **dict.fromkeys(('F64', 'F32', 'F16', 'BF16'), torch.float32),
+    **dict.fromkeys(('I64', 'I32', 'I16', 'I8', 'U8', 'U16', 'U32', 'U64'), torch.int64),
 }
 
 Filter = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -49,7 +71,6 @@ def default_cfg(first_conv: str, classifier: str, num_classes: int, **kwargs: An
         'std': IMAGENET_STD,
         'first_conv': first_conv,
         'classifier': classifier,
-        'license': 'apache-2.0',
         **kwargs,
     }
 
@@ -75,61 +96,195 @@ def build(
         BvtamError: an unknown option, no weights, or weights that do not fit.
     """
     own = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
-    for key in kwargs:
-        if key not in own and key not in _TIMM_OPTIONS:
-            raise BvtamError(
-                f'{variant} has no option {key!r}{nearest(key, own)}; options: {", ".join(own)}'
-            )
-    cfg = kwargs.get('pretrained_cfg')
-    config: dict[str, Any] = {}
-    if isinstance(cfg, str) or (pretrained and not cfg):  # by name: a zoo folder on this machine
-        folder = store.find(variant, cfg or '')
-        config = store.read_config(folder)
-        kwargs['pretrained_cfg'] = {
-            **config['pretrained_cfg'],
-            'num_classes': config['num_classes'],
-            'label_names': config.get('label_names'),
-            'source': 'local-dir',
-            'file': str(folder),
-        }
-        kwargs['pretrained_model_args'] = dict(config['model_args'])
-        kwargs = {**config['model_args'], **kwargs}
-    elif cfg:  # timm's factory has read the config of `local-dir:` or `hf-hub:`, less the clip
-        source = cfg if isinstance(cfg, dict) else cfg.to_dict()
-        if source.get('source') == 'local-dir':
-            config = store.read_config(source['file'])
-        elif source.get('source') == 'hf-hub':
-            repo_id, revision = hf_split(source['hf_hub_id'])
-            path = hf_hub_download(
-                repo_id, store.CONFIG, revision=revision, cache_dir=kwargs.get('cache_dir')
-            )
-            config = store.parse_config(Path(path))
-    if pretrained and (cfg := kwargs.get('pretrained_cfg') or {}):
-        folder = cfg.get('file') if cfg.get('source') == 'local-dir' else None
-        if folder and not (Path(folder) / store.WEIGHTS).is_file():
-            raise FileNotFoundError(f'{Path(folder) / store.WEIGHTS} is missing')
-    if 'clip' in config:
-        clip = ClipConfig.from_dict(config['clip'])
-
-    options = {**(defaults or {}), **kwargs}
+    allow_pickle = kwargs.pop('allow_pickle', False)
+    folder = _folder(variant, pretrained, allow_pickle, kwargs)
+    config = store.read_config(folder) if folder else {}
+    if config.get('architecture', variant) != variant:
+        raise BvtamError(f'{folder} is of {config["architecture"]}, not of {variant}')
+    make: Callable[..., nn.Module] = cls
+    saved = {**(defaults or {}), **config.get('model_args', {})}
+    _check_options(variant, own, saved)
+    options = {**saved, **kwargs}
+    _check_options(variant, own, {k: v for k, v in options.items() if k not in _TIMM_OPTIONS})
+    if folder:
+        options['pretrained_cfg'] = _pretrained_cfg(variant, config, folder, allow_pickle)
+        clip = ClipConfig.from_dict(config['clip']) if 'clip' in config else clip
+        if pretrained and 'backbone_pretrained' in own:  # its weights are among those of the folder
+            options['backbone_pretrained'] = saved['backbone_pretrained'] = False
+        if pretrained and (folder / store.WEIGHTS).is_file():
+            cfg = options['pretrained_cfg']
+            _check_folder(cls, saved, config, cfg, folder, filter_fn)
+            whole = {'num_classes': cfg['num_classes'], 'in_chans': cfg.get('input_size', [3])[0]}
+            if all(options.get(key, value) == value for key, value in whole.items()):
+                make = partial(_unfilled, cls)
     try:
         model = build_model_with_cfg(
-            cls,
+            make,
             variant,
             pretrained,
             pretrained_filter_fn=lambda state, model: strict_filter(filter_fn(state), model),
             feature_cfg={'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3, 4)},
             **options,
         )
-    except SafetensorError as error:
-        raise BvtamError(f'{kwargs["pretrained_cfg"].get("file", variant)}: {error}') from None
+    except (SafetensorError, AssertionError, AttributeError, RuntimeError, TypeError) as error:
+        if not folder:
+            raise
+        raise BvtamError(f'{folder} is damaged: {error}') from None
     model.model_name = variant
     model.model_options = {name: options.get(name, own[name]) for name in own}
+    model._model_args = {
+        name: v for name, v in options.items() if name in own and name != 'backbone_pretrained'
+    }
     model.clip_config = clip
-    labels = model.pretrained_cfg.get('label_names')
-    same_classes = getattr(model, 'num_classes', None) == model.pretrained_cfg.get('num_classes')
+    labels = config.get('label_names')
+    same_classes = getattr(model, 'num_classes', None) == config.get('num_classes')
     model.label_names = list(labels) if labels and same_classes else None
     return model
+
+
+def _folder(variant: str, pretrained: bool, allow_pickle: bool, kwargs: dict) -> Path | None:
+    """The zoo folder that the call names, if any: by `arch.tag`, `local-dir:` or `hf-hub:`.
+
+    Raises:
+        BvtamError, FileNotFoundError: it cannot be had, or has no safetensors.
+    """
+    cfg = kwargs.get('pretrained_cfg')
+    if isinstance(cfg, str) or (pretrained and not cfg):
+        return store.find(variant, cfg or '')
+    source = (cfg if isinstance(cfg, dict) else cfg.to_dict()) if cfg else {}
+    if source.get('source') == 'hf-hub':
+        cache = kwargs.get('cache_dir')
+        return store.from_hub(source['hf_hub_id'], pretrained and not allow_pickle, cache)
+    if source.get('source') != 'local-dir':
+        return None
+    folder = Path(source['file'])
+    if pretrained and not allow_pickle and not os.path.isfile(folder / store.WEIGHTS):
+        raise FileNotFoundError(one_line(f'{folder / store.WEIGHTS} is missing'))
+    return folder
+
+
+def _unfilled(cls: type[nn.Module], **options: Any) -> nn.Module:
+    """A net with memory but without values, for weights that fill all of it: no time for an init."""
+    with torch.device('meta'):
+        model = cls(**options)
+    if len(list(model.buffers())) + len(list(model.parameters())) != len(model.state_dict()):
+        return cls(**options)  # it has tensors that no weight file holds
+    return model.to_empty(device='cpu')
+
+
+def _check_options(variant: str, own: dict[str, Any], options: dict[str, Any]) -> None:
+    """Every option is one, and of the type and size that its default stands for."""
+    for key, value in options.items():
+        if key not in own:
+            raise BvtamError(
+                f'{variant} has no option {key!r}{nearest(key, own)}; options: {", ".join(own)}'
+            )
+        kind = type(own[key])
+        values = list(value) if kind is tuple and isinstance(value, (list, tuple)) else [value]
+        plain = {float: (int, float), tuple: (int,)}.get(kind, (kind,))
+        if any(type(v) not in plain for v in values) or (kind is tuple and len(values) != 4):
+            wanted = 'four integers' if kind is tuple else f'{kind.__name__}'
+            raise BvtamError(f'{variant}: {key} must be {wanted}, not {value!r}')
+        largest = _LARGEST.get(key, 1_000_000)
+        if any(type(v) is not str and not 0 <= v <= largest for v in values):
+            raise BvtamError(f'{variant}: {key} must be from 0 to {largest}, not {value!r}')
+
+
+def _pretrained_cfg(variant: str, config: dict, folder: Path, allow_pickle: bool) -> dict[str, Any]:
+    """timm's config of the weights in `folder`."""
+    cfg, path = config['pretrained_cfg'], folder / store.CONFIG
+    kinds = get_type_hints(PretrainedCfg)
+    for key, value in cfg.items():
+        if key not in kinds:
+            raise BvtamError(f'{path}: unknown key {key!r} in "pretrained_cfg"')
+        if not _fits(value, kinds[key]):
+            raise BvtamError(f'{path}: "{key}" in "pretrained_cfg" cannot be {value!r}')
+    size = cfg.get('input_size', [3, 224, 224])
+    if not 0 < size[0] < 1000:
+        raise BvtamError(f'{path}: "input_size" must be [C, H, W], not {size!r}')
+    if cfg.get('label_offset'):
+        raise BvtamError(f'{path}: "label_offset" is {cfg["label_offset"]}, which no net here has')
+    cfg = {
+        k: v for k, v in cfg.items() if k not in ('url', 'hf_hub_id', 'state_dict', 'custom_load')
+    }
+    weights = folder if (folder / store.WEIGHTS).is_file() or not allow_pickle else None
+    return {
+        **cfg,
+        'architecture': variant,
+        'num_classes': config['num_classes'],
+        'label_names': config.get('label_names'),
+        'source': 'local-dir',
+        'file': str(weights or folder),
+    }
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of the type that an annotation of `PretrainedCfg` names."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, k) for k in inner)
+    if origin is tuple:
+        if not isinstance(value, list):
+            return False
+        if inner[1:] in ((), (...,)):  # timm's Tuple[str] too is of any length
+            return all(_fits(v, inner[0]) for v in value)
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind is int:
+        return type(value) is int and 0 <= value <= 1_000_000
+    return type(value) is (origin or kind)
+
+
+def _check_folder(
+    cls: type[nn.Module],
+    options: dict[str, Any],
+    config: dict[str, Any],
+    cfg: dict[str, Any],
+    folder: Path,
+    filter_fn: Filter,
+) -> None:
+    """The weight file fits the net that the folder's config describes, before the caller changes it.
+
+    Costs no memory for the weights: only the file's header is read.
+
+    Raises:
+        BvtamError: it does not, or the config contradicts itself.
+    """
+    path = folder / store.CONFIG
+    told = {'num_classes': cfg['num_classes'], 'in_chans': cfg.get('input_size', [3])[0]}
+    try:
+        with torch.device('meta'):
+            net = cls(**{**told, **options})
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
+        raise BvtamError(f'{path} describes no net: {error}') from None
+    found = {**options, 'num_features': net.num_features, 'classifier': net.get_classifier(True)}
+    said = {'classifier': cfg.get('classifier'), **told}
+    said |= {k: config[k] for k in ('num_features', 'global_pool') if k in config}
+    for key, value in said.items():
+        if value is not None and found.get(key, value) != value:
+            raise BvtamError(f'{path} contradicts itself: {key} is {value!r} and {found[key]!r}')
+    first_conv = cfg.get('first_conv')
+    if first_conv is not None and f'{first_conv}.weight' not in net.state_dict():
+        raise BvtamError(f'{path}: "first_conv" names no convolution of the net: {first_conv!r}')
+    net.pretrained_cfg = cfg
+    strict_filter(filter_fn(_header(folder / store.WEIGHTS)), net)
+
+
+def _header(path: Path) -> dict[str, Tensor]:
+    """Names, shapes and kinds of number in a weight file, as tensors without data."""
+    try:
+        with safe_open(path, 'pt') as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            for name, s in slices.items():
+                if s.get_dtype() not in _NUMBERS:
+                    raise BvtamError(f'{path}: {name} is of type {s.get_dtype()}')
+            return {
+                name: torch.empty(s.get_shape(), device='meta', dtype=_NUMBERS[s.get_dtype()])
+                for name, s in slices.items()
+            }
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise BvtamError(f'{path} is damaged ({error}): convert or download it again') from None
 
 
 def strict_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -145,7 +300,11 @@ def strict_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
     classifier = model.get_classifier(name_only=True)
     cfg = model.pretrained_cfg
     head = {f'{classifier}.weight', f'{classifier}.bias'}
-    if cfg.get('num_classes') != model.num_classes:
+    # a net without data is the one that the weights were saved from: nothing is adapted, or said
+    real = not any(tensor.is_meta for tensor in target.values())
+    if cfg.get('num_classes') == model.num_classes:
+        head = set()
+    elif real:
         _logger.warning(
             '%s: the weights have %s classes and the net %s: the classifier %s',
             cfg.get('architecture', 'model'),
@@ -153,8 +312,6 @@ def strict_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
             model.num_classes,
             'starts anew' if model.num_classes else 'is left out',
         )
-    else:
-        head = set()
     missing = [n for n in target if n not in state_dict and n not in head]
     unexpected = [n for n in state_dict if n not in target and n not in head]
     if missing or unexpected:
@@ -172,7 +329,7 @@ def strict_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
         if name in head:
             continue
         want = target[name]
-        if name == first_conv and tensor.shape[1:2] != want.shape[1:2]:
+        if real and name == first_conv and tensor.shape[1:2] != want.shape[1:2]:
             _logger.warning(
                 '%s: adapted from %d to %d channels', name, tensor.shape[1], want.shape[1]
             )
@@ -183,9 +340,14 @@ def strict_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
             wrong.append(f'{name} has shape {tuple(tensor.shape)}, not {tuple(want.shape)}')
         elif tensor.is_floating_point() != want.is_floating_point():
             wrong.append(f'{name} has type {tensor.dtype}, not {want.dtype}')
-        elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        elif not tensor.is_meta and not _finite(tensor.to(want.dtype)):
             wrong.append(f'{name} has values that are not finite')
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise BvtamError(f'the weights do not fit this net: {"; ".join(wrong[:3])}{more}')
     return dict(state_dict)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all values are; a finite sum, which is one fast pass, shows it for almost all."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -160,6 +160,11 @@ class BLModule(nn.Module):
         return self.fusion(F.relu(x, inplace=True), num_pairs)
 
 
+def _check_pool(num_classes: int, global_pool: str) -> None:
+    if num_classes and not global_pool:
+        raise BvtamError("global_pool='' needs num_classes=0: there is nothing to classify")
+
+
 class BLResNet(nn.Module):
     """bL-ResNet on images: (B, C, H, W) -> (B, num_classes).
 
@@ -198,6 +203,11 @@ class BLResNet(nn.Module):
             raise BvtamError(
                 f'alpha={alpha} and beta={beta} must be positive, width={width} divisible by 4*alpha'
             )
+        if in_chans < 1 or min(layers[:3]) < 2 or layers[3] < 1:
+            raise BvtamError(
+                f'in_chans={in_chans} must be positive and layers={layers} at least (2, 2, 2, 1)'
+            )
+        _check_pool(num_classes, global_pool)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -272,9 +282,11 @@ class BLResNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier; 0 classes leave pooled features."""
-        self.num_classes = num_classes
-        weight = self.layer4[0].conv1.weight
         pool = self.global_pool.pool_type if global_pool is None else global_pool
+        _check_pool(num_classes, pool)
+        self.num_classes = num_classes
+        self.label_names = None
+        weight = next(self.parameters())
         self.global_pool, self.fc = create_classifier(
             self.num_features, num_classes, pool_type=pool, device=weight.device, dtype=weight.dtype
         )

@@ -181,7 +181,14 @@ class TemporalNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier; 0 classes leave pooled features."""
+        pool = self.backbone.global_pool if hasattr(self.backbone, 'global_pool') else None
+        if num_classes and '' in (
+            global_pool,
+            getattr(pool, 'pool_type', None) if global_pool is None else None,
+        ):
+            raise BvtamError("global_pool='' needs num_classes=0: there is nothing to classify")
         self.backbone.reset_classifier(num_classes, global_pool)
+        self.label_names = None
 
     def _trunk(self) -> Iterator[tuple[str, nn.Module]]:
         """The backbone's parts before its head, with their names; a Sequential of stages one by one."""
@@ -330,7 +337,7 @@ def temporal_model(
         mean=cfg.mean,
         std=cfg.std,
     )
-    overlay = {k: getattr(cfg, k) for k in ('input_size', 'pool_size', 'mean', 'std', 'license')}
+    overlay = {k: getattr(cfg, k) for k in ('input_size', 'pool_size', 'mean', 'std')}
     for key in ('first_conv', 'classifier'):
         overlay[key] = f'backbone.{getattr(cfg, key)}'
     options = {'backbone': backbone, 'temporal': temporal, **options}
