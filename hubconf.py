@@ -1,6 +1,14 @@
 """Every registered network for `torch.hub.load(REPO, name, pretrained=..., **options)`."""
 
-dependencies = ['torch', 'torchvision', 'timm', 'safetensors', 'huggingface_hub']
+dependencies = [
+    'torch',
+    'torchvision',
+    'timm',
+    'safetensors',
+    'huggingface_hub',
+    'filelock',
+    'numpy',
+]
 
 from timm.models import model_entrypoint as _entrypoint  # noqa: E402
 

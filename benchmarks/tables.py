@@ -5,10 +5,13 @@ python benchmarks/tables.py
 """
 
 import json
+from functools import cache
 from pathlib import Path
 
 import bvtam
 from bvtam.flops import flops
+from bvtam.hub.cards import published_model, write_folder
+from bvtam.hub.table import entries
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +47,38 @@ def benchmark_table():
     return '\n'.join([*lines, '', setting])
 
 
-PARTS = {'models': model_table, 'benchmark': benchmark_table}
+def weights_table():
+    """The published weights, from the same table as their cards."""
+    lines = [
+        '| weights | dataset | top-1 (%) | views | GMACs | params (M) | comes by |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for entry in entries().values():
+        metric = entry.metrics[0]
+        source = f'[download]({entry.url})' if entry.url else f'[web page]({entry.page})'
+        lines.append(
+            f'| [`{entry.name}`](zoo/{entry.name}) | {entry.dataset} | {metric["top1"]} '
+            f'| {metric["views"]} | {entry.costs["conv_macs"] / 1e9:.1f} '
+            f'| {entry.costs["params"] / 1e6:.1f} | {source} |'
+        )
+    return '\n'.join(lines)
+
+
+def recount():
+    """Counts the costs of every entry anew, at its own frames, crop and classes, into the table."""
+    path = ROOT / 'bvtam/hub/published.json'
+    table, cost = json.loads(path.read_text()), cache(flops)
+    for row in table['weights']:
+        entry = entries()[row['name']]
+        clip = published_model(entry).clip_config
+        frames, size = (clip.num_frames, clip.crop_size) if clip else (None, None)
+        counted = cost(entry.arch, frames, size, entry.num_classes)
+        row['costs'] = {key: counted[key] for key in ('params', 'conv_macs')}
+    path.write_text(json.dumps(table, indent=1) + '\n')
+    entries.cache_clear()
+
+
+PARTS = {'weights': weights_table, 'models': model_table, 'benchmark': benchmark_table}
 
 
 def replace(text, part, content):
@@ -58,6 +92,9 @@ def replace(text, part, content):
 
 
 def main():
+    recount()
+    for entry in entries().values():
+        write_folder(entry, ROOT / 'zoo' / entry.name)
     readme = ROOT / 'README.md'
     text = readme.read_text()
     for part, write in PARTS.items():

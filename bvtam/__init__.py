@@ -15,7 +15,9 @@ def __getattr__(name: str):
         'convert': 'hub.convert',
         'save_pretrained': 'hub.publish',
         'predict': 'inference.predict',
+        'push_to_hub': 'hub.push',
         'temporal_model': 'models.temporal_resnet',
+        'verify': 'hub.verify',
     }
     if name not in rooms:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
@@ -30,6 +32,8 @@ __all__ = [
     'list_models',
     'list_pretrained',
     'predict',
+    'push_to_hub',
     'save_pretrained',
     'temporal_model',
+    'verify',
 ]

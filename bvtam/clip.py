@@ -10,6 +10,7 @@ from .errors import BvtamError, nearest
 
 SAMPLINGS = ('uniform', 'dense')
 INTERPOLATIONS = ('bilinear', 'bicubic')
+_LARGEST = 10_000  # frames, pixels, views: beyond it a setting is a mistake
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -48,8 +49,8 @@ class ClipConfig:
     def __post_init__(self) -> None:
         for name in ('num_frames', 'frame_stride', 'resize', 'crop_size', 'num_clips', 'num_crops'):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise BvtamError(f'clip.{name} must be a positive integer, not {value!r}')
+            if type(value) is not int or not 1 <= value <= _LARGEST:
+                raise BvtamError(f'clip.{name} must be from 1 to {_LARGEST}, not {value!r}')
         for name, choices in (('sampling', SAMPLINGS), ('interpolation', INTERPOLATIONS)):
             if getattr(self, name) not in choices:
                 raise BvtamError(
@@ -66,7 +67,7 @@ class ClipConfig:
         for name in ('mean', 'std'):
             value = getattr(self, name)
             numbers = isinstance(value, (list, tuple)) and all(
-                type(v) in (int, float) and abs(v) < float('inf') for v in value
+                type(v) in (int, float) and abs(v) <= _LARGEST for v in value
             )
             if not numbers or not value or (name == 'std' and min(value) <= 0):
                 raise BvtamError(f'clip.{name} must be numbers, one per channel, not {value!r}')

@@ -6,8 +6,19 @@ import difflib
 from collections.abc import Iterable
 
 
+def one_line(text: object, longest: int = 1000) -> str:
+    """`text` with control characters escaped and, where it is longer, its middle left out."""
+    text = str(text)
+    if len(text) > longest:
+        text = f'{text[: longest // 2]} ... {text[-longest // 2 :]}'
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class BvtamError(Exception):
     """Bad input, named together with the fix. The command line prints it as one line and exits with 1."""
+
+    def __init__(self, message: object = '') -> None:
+        super().__init__(one_line(message))
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:

@@ -6,12 +6,14 @@ import fnmatch
 from typing import Any
 
 import timm
-from timm.models import parse_model_name
+from timm.models import model_entrypoint, parse_model_name
 from torch import nn
 
 from . import models  # noqa: F401  (registers the names)
 from .errors import BvtamError, nearest
-from .hub import store
+from .hub import download, store  # noqa: F401  (download offers itself to the store)
+from .hub.cards import published_model
+from .hub.table import Entry, entries
 
 _MODULES = ('bl_resnet', 'blvnet', 'temporal_resnet')
 
@@ -23,12 +25,19 @@ def list_models(pattern: str = '*') -> list[str]:
 
 
 def list_pretrained(pattern: str = '*') -> list[str]:
-    """`arch.tag` of all weights on this machine that match `pattern`, by whole name or arch."""
-    names = (folder.name for folder in store.folders())
-    return sorted(
-        n for n in names
+    """`arch.tag` of all weights that match `pattern`, by whole name or by arch.
+
+    They are those on this machine and all published ones; `bvtam.hub.store.where(name)` tells how
+    each comes to a net here.
+    """
+    names = dict.fromkeys([*entries(), *(folder.name for folder in store.folders())])
+    order = {arch: i for i, arch in enumerate(list_models())}
+    found = [
+        n
+        for n in names
         if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n.partition('.')[0], pattern)
-    )  # fmt: skip
+    ]
+    return sorted(found, key=lambda n: order.get(n.partition('.')[0], len(order)))
 
 
 def create_model(
@@ -39,7 +48,8 @@ def create_model(
     Args:
         model_name: `arch`, `arch.tag`, `hf-hub:owner/repo[@revision]` or `local-dir:path`.
         pretrained: load the weights (see `bvtam.hub.store` for where a name finds them).
-        options: of the net (`bvtam info NAME` lists them), and timm's `features_only`, ...
+        options: of the net (`bvtam info NAME` lists them); timm's `features_only`, `out_indices`,
+            `cache_dir`; `allow_pickle=True` for a Hub repo that has other formats than safetensors.
 
     Returns:
         The net, with `clip_config` (ClipConfig, None for image nets) and `label_names`.
@@ -52,32 +62,52 @@ def create_model(
         source, identifier = parse_model_name(model_name)
     except ValueError as error:
         raise BvtamError(str(error)) from None
-    arch = identifier.partition('.')[0]
-    if source == 'local-dir':
-        arch = store.read_config(identifier)['architecture']
-    if source != 'hf-hub' and arch not in list_models():
+    if source:
+        weights = pretrained and not options.get('allow_pickle')
+        from_hub = source == 'hf-hub'
+        folder = (
+            store.from_hub(identifier, weights, options.get('cache_dir'))
+            if from_hub
+            else identifier
+        )
+        arch = store.read_config(folder)['architecture']
+        cfg: Any = {'source': 'local-dir', 'file': str(folder)}
+    else:
+        arch, _, cfg = identifier.partition('.')
+    if arch not in list_models():
         raise BvtamError(
             f'unknown model {arch!r}{nearest(arch, list_models())}; `bvtam list` shows all'
         )
-    return timm.create_model(model_name, pretrained=pretrained, **options)
+    options = {k: v for k, v in options.items() if v is not None}  # as timm's factory does
+    return model_entrypoint(arch)(pretrained=pretrained, pretrained_cfg=cfg or None, **options)
 
 
 def describe(model_name: str) -> dict[str, Any]:
     """What `bvtam info` shows of a net; no weights are loaded.
 
     Returns:
-        `{name, architecture, params, num_classes, num_features, input, pretrained, options, clip}`;
-        `options` are the class's own with their values here, `pretrained` where weights lie or None.
+        `{name, architecture, params, num_classes, num_features, input, weights, published, options,
+        clip}`: `options` are the class's own with their values here; `weights` tells where those of
+        this name come from ('here', 'cache', 'download', 'convert by hand'), or those of this
+        architecture by name; `published` has origin, licence, dataset, metrics with their views and
+        costs, or is None.
 
     Raises:
         BvtamError, FileNotFoundError: as `create_model`.
     """
-    model = create_model(model_name)
+    entry = entries().get(model_name)
+    if entry and not store.folders(*model_name.split('.', 1)):  # known, but not here
+        model = published_model(entry)
+    else:
+        model = create_model(model_name)
     arch = model.model_name
     if model.pretrained_cfg.get('source') == 'local-dir':
-        weights = str(model.pretrained_cfg['file'])
+        weights = {
+            'from': store.where(model_name) or 'here',
+            'folder': model.pretrained_cfg['file'],
+        }
     else:
-        weights = ', '.join(f.name for f in store.folders(arch)) or None
+        weights = {n: store.where(n) for n in list_pretrained(f'{arch}.*')}
     options = model.model_options | {'num_classes': model.num_classes, 'in_chans': model.in_chans}
     shape = ('B', model.in_chans, 'H', 'W')
     if model.input_kind == 'clip':
@@ -89,7 +119,13 @@ def describe(model_name: str) -> dict[str, Any]:
         'num_classes': model.num_classes,
         'num_features': model.num_features,
         'input': f'({", ".join(map(str, shape))})',
-        'pretrained': weights,
+        'weights': weights,
+        'published': _published(entry) if entry else None,
         'options': options,
         'clip': model.clip_config.to_dict() if model.clip_config else None,
     }
+
+
+def _published(entry: Entry) -> dict[str, Any]:
+    keys = ('release', 'code', 'paper', 'licence', 'dataset', 'metrics', 'costs', 'url', 'page')
+    return {key: getattr(entry, key) for key in keys if getattr(entry, key)}

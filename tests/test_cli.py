@@ -31,7 +31,7 @@ def net(tmp_path_factory):
     """A zoo folder of a small net with labels."""
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
     model.fc.bias.data[1] = 9.0
-    model.label_names = ['left', 'right', 'up']
+    model.label_names = ['left', 'pushing [something] right', 'up']
     return bvtam.save_pretrained(model, tmp_path_factory.mktemp('net') / 'net')
 
 
@@ -54,8 +54,12 @@ def test_list(capfd):
     assert out.split() == [f'bvtam_r50_{k}x2' for k in (8, 16, 24, 32)]
     code, out, _ = run(capfd, 'list', '--json')
     assert json.loads(out) == bvtam.list_models()
-    code, out, _ = run(capfd, 'list', '--pretrained', '--json')
-    assert code == 0 and json.loads(out) == bvtam.list_pretrained()
+    code, out, _ = run(capfd, 'list', 'bvtam_r50*', '--pretrained', '--json')
+    rows = json.loads(out)
+    assert code == 0 and [r['name'] for r in rows] == bvtam.list_pretrained('bvtam_r50*')
+    assert {r['from'] for r in rows} == {'convert by hand'} and rows[0]['top1'] == 46.4
+    code, out, _ = run(capfd, 'list', 'tsm*', '--pretrained')
+    assert code == 0 and 'download' in out and '74.1' in out and 'mit-han-lab' in out
 
 
 def test_info(capfd, net):
@@ -68,7 +72,14 @@ def test_info(capfd, net):
     facts = json.loads(out)
     assert facts['options']['width'] == 16 and facts['options']['layers'] == [2, 2, 2, 2]
     assert facts['options']['num_classes'] == facts['num_classes'] == 3
-    assert facts['pretrained'] == str(net)
+    assert facts['weights'] == {'from': 'here', 'folder': str(net)}
+    code, out, _ = run(capfd, 'info', 'bvtam_r50_8x2.ssv1_ibm', '--json')
+    facts = json.loads(out)
+    assert facts['weights'] == {
+        'bvtam_r50_8x2.ssv1_ibm': 'convert by hand',
+        'bvtam_r50_8x2.ssv2_ibm': 'convert by hand',
+    }
+    assert facts['published']['metrics'][0]['top1'] == 46.4
     code, out, _ = run(capfd, 'info', f'local-dir:{net}')
     assert code == 0 and 'bvtam_tiny_8x2' in out and 'clip.num_frames' in out
 
@@ -92,10 +103,10 @@ def test_predict(capfd, net, video):
     assert first == second
     assert set(first) == {'video', 'model', 'frames', 'top'}
     assert first['frames'] == [int(40 / 16 / 2 + 40 / 16 * i) for i in range(16)]
-    assert first['top'][0]['label'] == 'right' and first['top'][0]['index'] == 1
+    assert first['top'][0]['label'] == 'pushing [something] right' and first['top'][0]['index'] == 1
     assert sum(t['score'] for t in first['top']) == pytest.approx(1)
     code, out, _ = run(capfd, 'predict', video, '--model', f'local-dir:{net}', '--topk', 1)
-    assert code == 0 and 'right' in out and 'left' not in out
+    assert code == 0 and 'pushing [something] right' in out and 'left' not in out
 
 
 @pytest.mark.parametrize('form', ['missing', 'zero bytes', 'text', 'folder'])
@@ -124,6 +135,15 @@ def test_bad_videos(capfd, net, tmp_path, form):
         (['convert', 'nowhere.pth'], 1, 'nowhere.pth'),
         (['convert', 'nowhere.pth', '--option', 'alpha'], 2, 'KEY=VALUE'),
         (['flops'], 2, '--check'),
+        (['flops', 'bvtam_tiny_8x2', '--frames', '0'], 2, '--frames'),
+        (['convert', 'nowhere.pth', '--name', 'bvtam_tiny_8x2.../evil'], 1, 'a tag is of letters'),
+        (['convert', 'nowhere.pth', '--option', 'alpha=4'], 1, 'follows from the weights'),
+        (
+            ['verify', 'bvtam_r50_8x2.ssv1_ibm'],
+            1,
+            'https://ibm.box.com/v/st2stv1-bLVNet-TAM-50-f8x2',
+        ),
+        (['push', 'nowhere', 'alice/net'], 1, 'nowhere'),
         (['flops', 'bvtam_tiny_8x2', '--frmaes', '4'], 2, '--frames'),
         (['train'], 2, 'train'),
     ],

@@ -79,7 +79,7 @@ def test_a_name_finds_what_was_converted(tiny_file, tmp_path):
     folder = bvtam.convert(tiny_file, name='bvtam_tiny_8x2.mine', labels=labels)
     assert bvtam.list_pretrained('bvtam_tiny*') == ['bvtam_tiny_8x2.mine']
     assert bvtam.list_pretrained('*.mine') == ['bvtam_tiny_8x2.mine']
-    assert bvtam.list_pretrained('tsm*') == []
+    assert bvtam.list_pretrained('swin*') == []
     for create, name in (
         (bvtam.create_model, 'bvtam_tiny_8x2.mine'),
         (bvtam.create_model, 'bvtam_tiny_8x2'),
@@ -241,6 +241,7 @@ def test_wrong_calls_are_refused(tiny_file, tmp_path):
         bvtam.convert(tiny_file, labels=tmp_path / 'labels.txt')
     (tmp_path / 'taken').mkdir()
     (tmp_path / 'taken' / 'thesis.txt').write_text('precious')
+    (tmp_path / 'taken' / 'config.json').write_text('{"my": "webapp"}')
     with pytest.raises(BvtamError, match='no zoo folder'):
         bvtam.convert(tiny_file, out=tmp_path / 'taken')
     assert (tmp_path / 'taken' / 'thesis.txt').exists()

@@ -7,9 +7,11 @@ mit-han-lab/temporal-shift-module; flat or wrapped in `{'state_dict': ...}`, wit
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from timm.models import list_models, model_entrypoint
 from torch import Tensor
 
@@ -28,22 +29,26 @@ from ..models import bl_resnet, temporal_resnet
 from ..models._build import strict_filter
 from . import store
 from .publish import save_pretrained
+from .table import entries
+
+_logger = logging.getLogger('bvtam')
 
 # numpy scalars that the releases keep beside the weights (best accuracy and the like)
 _HARMLESS = [
     (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
     np._core.multiarray.scalar,
     np.dtype,
-    type(np.dtype(np.float64)),
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.int64)),
+    *{type(np.dtype(kind)) for kind in ('?', *'bhilqBHILQefd')},
 ]
 
+# What weights do not tell, so that a caller may
+_UNTOLD = ('temporal_pool', 'drop_rate', 'drop_path_rate')
+
 _RELEASES = {
-    'blvnet': ('IBM/bLVNet-TAM', 'apache-2.0'),
-    'blresnet': ('IBM/BigLittleNet', 'apache-2.0'),
-    'ibm': ('IBM/action-recognition-pytorch', 'apache-2.0'),
-    'mit': ('mit-han-lab/temporal-shift-module', 'mit'),
+    'blvnet': 'IBM/bLVNet-TAM',
+    'blresnet': 'IBM/BigLittleNet',
+    'ibm': 'IBM/action-recognition-pytorch',
+    'mit': 'mit-han-lab/temporal-shift-module',
 }
 
 
@@ -80,17 +85,17 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
         if path.suffix == '.safetensors':
             content = safetensors.torch.load_file(path)
         else:
-            with torch.serialization.safe_globals(_HARMLESS):
+            with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+                warnings.simplefilter('ignore')
                 content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r'(?:GLOBAL|global|Unsupported \w+) (\S+)', str(error))
-        if 'weights_only' in str(error) or 'Weights only' in str(error):
+    except Exception as error:  # a hostile file can fail the parser anywhere
+        if isinstance(error, pickle.UnpicklingError):
+            unsafe = re.search(r'GLOBAL (\S+)', str(error))
             what = f' ({unsafe.group(1)})' if unsafe else ''
             raise BvtamError(
-                f'{path} holds more than tensors{what}, so it was not loaded: nothing in it was run'
+                f'{path} holds more than tensors{what} or is damaged, so it was not loaded: nothing '
+                'in it was run'
             ) from None
-        raise BvtamError(f'{path} is damaged or no checkpoint: download it again') from None
-    except (RuntimeError, EOFError, SafetensorError, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BvtamError(
             f'{path} is damaged, truncated or no checkpoint ({reason}): download it again'
@@ -103,12 +108,17 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
             meta = {k: v for k, v in content.items() if k != key}
             content = content[key]
             break
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state or len(state) != len(content):
         other = [str(k) for k in content if k not in state][:3]
         raise BvtamError(
             f'{path} is no state dict: no tensors under {", ".join(other) or "any key"}'
         )
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise BvtamError(
+                f'{path}: {name} is no plain tensor ({tensor.layout}, {tensor.device})'
+            )
     return {k.removeprefix('module.'): v for k, v in state.items()}, meta
 
 
@@ -245,10 +255,19 @@ def convert(
         FileNotFoundError: no such checkpoint or label file.
         BvtamError: anything else that is wrong with them, or a name of another family.
     """
-    state, meta = read_checkpoint(checkpoint)
-    identity, ours = identify(state)
-    hint = f'{meta.get("arch", "")} {Path(checkpoint).name}'
+    if told := [key for key in options if key not in _UNTOLD]:
+        raise BvtamError(
+            f'option {told[0]!r} follows from the weights; only {", ".join(_UNTOLD)} can be given'
+        )
     arch, _, tag = name.partition('.')
+    if tag and not re.fullmatch(r'\w[\w.-]*', tag):
+        raise BvtamError(f'--name: a tag is of letters, digits, `_`, `-` and `.`, not {tag!r}')
+    state, meta = read_checkpoint(checkpoint)
+    try:
+        identity, ours = identify(state)
+    except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        raise BvtamError(f'{checkpoint} has tensors of impossible shapes ({error})') from None
+    hint = f'{meta.get("arch", "")} {Path(checkpoint).name}'
     variant = _ibm_variant(str(meta.get('arch', ''))) if identity.release == 'ibm' else {}
     options = identity.options | variant | options
     if arch and arch not in list_models():
@@ -256,6 +275,13 @@ def convert(
     if arch and not arch.startswith(identity.arch_prefix):
         raise BvtamError(f'--name says {arch}, but the checkpoint is of {identity.arch_prefix}*')
     arch = arch or _arch(identity, hint)
+    if arch.startswith('tsn_') and identity.release == 'ibm':
+        _logger.warning('%s: a plain ResNet by its names; taken as a TSN', checkpoint)
+    entry = entries().get(name)
+    if entry and entry.num_classes != identity.num_classes:
+        raise BvtamError(
+            f'{checkpoint} has {identity.num_classes} classes, but {name} has {entry.num_classes}'
+        )
     label_names = _read_labels(labels, identity.num_classes) if labels else None
 
     cfg: dict[str, Any] = {'num_classes': identity.num_classes, 'architecture': arch}
@@ -263,16 +289,19 @@ def convert(
         mean, std = (0.5,) * identity.in_chans, (0.226,) * identity.in_chans
         cfg |= {'input_size': (identity.in_chans, 224, 224), 'mean': mean, 'std': std}
     model = model_entrypoint(arch)(pretrained=False, pretrained_cfg_overlay=cfg, **options)
-    if model.clip_config and identity.in_chans != 3:
-        clip = model.clip_config.to_dict() | {'mean': cfg['mean'], 'std': cfg['std']}
-        model.clip_config = ClipConfig.from_dict(clip)
+    if model.clip_config:
+        clip = dict(entry.clip or {}) if entry else {}
+        if identity.in_chans != 3:
+            clip |= {'mean': cfg['mean'], 'std': cfg['std']}
+        model.clip_config = ClipConfig.from_dict(model.clip_config.to_dict() | clip)
     model.load_state_dict(strict_filter(ours, model))
     model.label_names = label_names
     model._model_args = options
-    release, licence = _RELEASES[identity.release]
-    origin = f'Converted from `{Path(checkpoint).name}`, in the layout of {release}.'
+    origin = (
+        f'Converted from `{Path(checkpoint).name}`, in the layout of {_RELEASES[identity.release]}.'
+    )
     folder = Path(out) if out else store.cache_dir() / f'{arch}.{tag or "converted"}'
-    return save_pretrained(model, folder, origin, licence)
+    return save_pretrained(model, folder, origin, entry=entry)
 
 
 def _ibm_variant(arch: str) -> dict[str, Any]:
@@ -288,7 +317,10 @@ def _read_labels(path: str | os.PathLike, num_classes: int) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} is no file')
-    names = path.read_text(encoding='utf-8').splitlines()
+    try:
+        names = path.read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError:
+        raise BvtamError(f'{path} is not UTF-8 text: save it as such') from None
     if len(names) != num_classes:
         raise BvtamError(f'{path} has {len(names)} lines, but the checkpoint {num_classes} classes')
     return names

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import safetensors.torch
 import torch
-from huggingface_hub import ModelCardData
-from timm.models import save_for_hf
+from safetensors import SafetensorError
+from torch import Tensor
 
 from ..errors import BvtamError
-from . import store
+from . import cards, store
+from .table import Entry
 
 
 @contextmanager
@@ -23,13 +26,13 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     Raises:
         BvtamError: `folder` is there and is neither empty nor a zoo folder.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()  # a link stays one
     if folder.exists() and not (folder.is_dir() and _replaceable(folder)):
         raise BvtamError(f'{folder} is there and is no zoo folder: name another one')
-    folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (folder.with_name(f'.{folder.name}.{os.getpid()}.{end}') for end in ('new', 'old'))
-    new.mkdir()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new.mkdir()
         yield new
         for path in new.iterdir():
             with path.open('rb') as file:
@@ -39,63 +42,71 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
         try:
             new.rename(folder)
         except OSError:
-            old.rename(folder)
+            if old.exists():
+                old.rename(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+        raise BvtamError(f'{folder} cannot be written: {reason}') from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
 def _replaceable(folder: Path) -> bool:
-    return not any(folder.iterdir()) or (folder / store.CONFIG).is_file()
+    """Whether all that lies there is what this module writes."""
+    own = {store.CONFIG, store.WEIGHTS, store.CARD, store.GOLDEN, store.SUMS}
+    return all(path.name in own for path in folder.iterdir())
 
 
 def save_pretrained(
-    model: torch.nn.Module, folder: str | os.PathLike, origin: str = '', licence: str = ''
+    model: torch.nn.Module,
+    folder: str | os.PathLike,
+    origin: str = '',
+    licence: str = '',
+    entry: Entry | None = None,
 ) -> Path:
-    """Writes `config.json` (timm's keys, "clip", label names), `model.safetensors` and a model card.
+    """Writes a zoo folder: config.json, weights, model card, a golden pair, and their SHA-256.
 
     Args:
         model: a net of this package, from any of its factories.
         folder: made whole or not at all; a zoo folder of the same name is replaced.
         origin: where the weights come from, in a sentence for the card.
         licence: of the weights, as the Hub names it; left open when nobody chose one.
+        entry: the published weights that these are.
 
     Returns:
         The folder.
 
     Raises:
-        BvtamError: `folder` is there and is no zoo folder.
+        BvtamError: `folder` is there and is no zoo folder, it cannot be written, or the net has label
+            names of another number than its classes.
     """
-    config = {'label_names': model.label_names}
-    if model.clip_config is not None:
-        config['clip'] = model.clip_config.to_dict()
+    if model.label_names and len(model.label_names) != model.num_classes:
+        raise BvtamError(
+            f'{len(model.label_names)} label names for {model.num_classes} classes: set '
+            'model.label_names to one name per class, or to None'
+        )
+    licence = entry.licence if entry else licence
     with atomic_folder(folder) as new:
-        save_for_hf(model, new, model_config=config, safe_serialization=True)
-        (new / store.CARD).write_text(_card(model, origin, licence), encoding='utf-8')
+        cards.write_config(model, new / store.CONFIG, licence)
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        safetensors.torch.save_file(state, new / store.WEIGHTS, metadata={'format': 'pt'})
+        (new / store.CARD).write_text(cards.card(model, entry, origin, licence), encoding='utf-8')
+        safetensors.torch.save_file(golden_pair(model), new / store.GOLDEN)
+        sums = (f'{store.sha256(new / n)}  {n}\n' for n in (store.WEIGHTS, store.GOLDEN))
+        (new / store.SUMS).write_text(''.join(sums))
     return Path(folder)
 
 
-def _card(model: torch.nn.Module, origin: str, licence: str) -> str:
-    name = model.model_name
-    data = ModelCardData(
-        library_name='timm',
-        pipeline_tag='video-classification' if model.clip_config else 'image-classification',
-        license=licence or None,
-        tags=['bvtam', 'video-recognition'],
-    )
-    lines = [f'---\n{data.to_yaml()}\n---', f'# {name}', origin or 'Origin not recorded.']
-    params = sum(p.numel() for p in model.parameters())
-    facts = [f'{params:,} parameters', f'{model.num_classes} classes']
-    if clip := model.clip_config:
-        facts += [
-            f'{clip.num_frames} frames, {clip.sampling} sampling',
-            f'shorter side {clip.resize}, crop {clip.crop_size}',
-            f'views: {clip.num_clips} clip(s) x {clip.num_crops} crop(s)',
-        ]
-    lines.append('\n'.join(f'- {fact}' for fact in facts))
-    lines.append(
-        '```python\nimport bvtam\n\n'
-        "model = bvtam.create_model('local-dir:PATH_OF_THIS_FOLDER', pretrained=True)\n```"
-    )
-    return '\n\n'.join(lines) + '\n'
+def golden_pair(model: torch.nn.Module, clip: Tensor | None = None) -> dict[str, Tensor]:
+    """A small clip and the model's logits for it, in float32 on the CPU, for `bvtam verify`."""
+    if clip is None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, model.in_chans, 4, 64, 64)
+        clip = torch.randn(
+            shape[:2] + shape[3 if model.input_kind == 'image' else 2 :], generator=generator
+        )
+    net = copy.deepcopy(model).cpu().float().eval()
+    with torch.no_grad():
+        return {'clip': clip, 'logits': net(clip).contiguous()}

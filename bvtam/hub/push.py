@@ -1,0 +1,92 @@
+"""A zoo folder to the Hugging Face Hub, as it stands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+from torch import nn
+
+from ..errors import BvtamError
+from . import store
+from .publish import save_pretrained
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Uploads a zoo folder; the repo and the branch are made if they are not there.
+
+    Args:
+        folder: with config.json, model.safetensors and README.md.
+        repo_id: `owner/repo`.
+        private: for a repo that this call makes.
+        revision: branch; the main one by default.
+        create_pr: open a pull request instead of committing to the branch.
+
+    Returns:
+        The address of the commit or of the pull request.
+
+    Raises:
+        FileNotFoundError: a file is missing in the folder.
+        BvtamError: the files are damaged, or the Hub refuses; each with what to do.
+    """
+    folder = Path(folder)
+    store.read_config(folder)
+    for name in (store.WEIGHTS, store.CARD):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f'{folder / name} is missing')
+    store.check_hashes(folder)
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=f'Add {store.read_config(folder)["architecture"]}',
+            allow_patterns=[store.CONFIG, store.WEIGHTS, store.CARD, store.GOLDEN, store.SUMS],
+        )
+    except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
+        raise BvtamError(f'{repo_id}: {" ".join(str(error).split())}') from None
+    except HFValidationError:
+        raise BvtamError(
+            f'{repo_id!r} is no name of a repo: it should look like owner/repo'
+        ) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 'no answer'
+        fix = {401: 'log in with `hf auth login`', 403: 'your token may not write there'}.get(
+            status, 'try again later'
+        )
+        raise BvtamError(f'{repo_id}: the Hub answers {status}; {fix}') from None
+    except OSError as error:
+        raise BvtamError(f'{repo_id}: the Hub cannot be reached ({error}); try again') from None
+    return commit.pr_url or commit.commit_url
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """`save_pretrained`, then `push_folder`, which see."""
+    with TemporaryDirectory() as scratch:
+        folder = save_pretrained(model, Path(scratch) / 'net')
+        return push_folder(folder, repo_id, private, revision, create_pr)

@@ -1,0 +1,75 @@
+"""The published weights: links, licences, metrics and costs, all from `published.json`.
+
+Model cards, the README's table, `bvtam list --pretrained` and the downloads have no other source.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import PurePosixPath
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Weights that their authors published.
+
+    Attributes:
+        name: `arch.tag`.
+        dataset, num_classes: what they were trained on.
+        release, code, paper, licence: where they come from.
+        url: a direct link, or '' where a browser has to save `file` from the web page `page`.
+        sha256: of the authors' file, or None where nobody published it.
+        metrics: `[{'top1': per cent, 'views': how it was measured}]`, as published.
+        clip: settings of the ClipConfig that differ from the architecture's; None for image nets.
+        costs: `{'params', 'conv_macs'}` at the clip's frames and crop, by `bvtam flops`.
+    """
+
+    name: str
+    dataset: str
+    num_classes: int
+    release: str
+    code: str
+    paper: str
+    licence: str
+    url: str
+    page: str
+    file: str
+    sha256: str | None
+    metrics: list[dict[str, Any]]
+    clip: dict[str, Any] | None
+    costs: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def arch(self) -> str:
+        return self.name.partition('.')[0]
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """All published weights by name, in the order of the table."""
+    table = json.loads(files(__package__).joinpath('published.json').read_text('utf-8'))
+    found = {}
+    for row in table['weights']:
+        release, dataset = table['releases'][row['release']], table['datasets'][row['dataset']]
+        url = row.get('url', '')
+        found[row['name']] = Entry(
+            name=row['name'],
+            dataset=dataset['title'],
+            num_classes=dataset['num_classes'],
+            release=row['release'],
+            code=release['code'],
+            paper=f'{release["title"]}, {release["paper"]}',
+            licence=release['licence'],
+            url=url,
+            page=row.get('page', ''),
+            file=row.get('file') or PurePosixPath(url).name,
+            sha256=row['sha256'],
+            metrics=row['metrics'],
+            clip=row['clip'],
+            costs=row.get('costs', {}),
+        )
+    return found

@@ -1,0 +1,55 @@
+"""Whether weights are what they were: hashes, a strict load, and a stored clip's stored logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+
+from ..errors import BvtamError
+from . import store
+from .publish import golden_pair
+
+
+def verify(name: str) -> dict[str, Any]:
+    """Checks the zoo folder `name` (a path) or the one that the name `arch.tag` finds.
+
+    Returns:
+        `{name, folder, hashes, tensors, golden_error}`: how many files had the recorded SHA-256, how
+        many tensors fitted, and the largest relative error of the logits of the stored clip.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        BvtamError: anything that is not as it was written.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        if '/' in name or '\\' in name:
+            raise FileNotFoundError(f'{folder} is no folder')
+        folder = store.find(*name.split('.', 1))
+    sums, golden = folder / store.SUMS, folder / store.GOLDEN
+    for path in (sums, golden):
+        if not path.is_file():
+            raise BvtamError(f'{path} is missing, so there is nothing to verify against')
+    store.check_hashes(folder)
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    pair = safetensors.torch.load_file(golden)
+    if set(pair) != {'clip', 'logits'}:
+        raise BvtamError(f'{golden} holds {", ".join(sorted(pair))}, not a clip and its logits')
+    logits = golden_pair(model, pair['clip'])['logits']
+    if logits.shape != pair['logits'].shape:
+        raise BvtamError(f'{golden}: logits of shape {tuple(logits.shape)} for the stored clip')
+    scale = pair['logits'].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    error = ((logits - pair['logits']).abs().max() / scale).item()
+    if not error < 1e-3:
+        raise BvtamError(f'{folder}: the stored clip gives logits that differ by {error:.1e}')
+    return {
+        'name': name,
+        'folder': str(folder),
+        'hashes': len(sums.read_text('utf-8').splitlines()),
+        'tensors': len(model.state_dict()),
+        'golden_error': error,
+    }

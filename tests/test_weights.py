@@ -1,0 +1,272 @@
+"""From a published name to weights: the table, the cards, downloads by direct link, what is said else."""
+
+import json
+import multiprocessing
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import golden
+import local_hub
+import pytest
+import textbook
+import timm
+import torch
+
+import bvtam
+from bvtam.errors import BvtamError
+from bvtam.hub import cards, download, store, table
+
+ROOT = Path(__file__).parents[1]
+NAME = 'bvtam_r50_8x2.ssv1_ibm'
+
+
+def release_file(path):
+    """A small checkpoint in the layout of IBM/bLVNet-TAM."""
+    torch.manual_seed(1)
+    net = textbook.BLVNet(blocks=(2, 2, 2, 2), width=16, num_classes=4, num_frames=16)
+    for name, tensor in net.state_dict().items():
+        if name.endswith('bn3.weight'):
+            tensor.fill_(0.5)
+    torch.save({f'baseline_model.{n}': t for n, t in net.state_dict().items()}, path)
+    return net.eval()
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """(hub, net, entry): a server that offers a release file, and a table that has it by a link."""
+    net = release_file(tmp_path / 'release.pth')
+    with local_hub.LocalHub() as hub:
+        hub.files['/weights/release.pth'] = (tmp_path / 'release.pth').read_bytes()
+        hub.patch(monkeypatch)
+        entry = replace(
+            table.entries()[NAME],
+            name='bvtam_tiny_8x2.test',
+            num_classes=4,
+            url=f'{hub.url}/weights/release.pth',
+            page='',
+            file='release.pth',
+            clip={'resize': 256},
+        )
+        monkeypatch.setattr(store, 'entries', lambda: {entry.name: entry})
+        monkeypatch.setattr('bvtam.hub.convert.entries', lambda: {entry.name: entry})
+        yield hub, net, entry
+
+
+def test_table():
+    found = table.entries()
+    assert len(found) == 28
+    for name, entry in found.items():
+        assert entry.arch in bvtam.list_models() and bool(entry.url) != bool(entry.page), name
+        assert entry.metrics and entry.licence in ('apache-2.0', 'mit'), name
+        assert store.where(name) == ('download' if entry.url else 'convert by hand')
+    assert set(found) <= set(bvtam.list_pretrained())
+
+
+@pytest.mark.skipif(not (ROOT / 'zoo').is_dir(), reason='the zoo lies elsewhere in a wheel')
+def test_cards_are_not_stale(tmp_path):
+    for name, entry in table.entries().items():
+        cards.write_folder(entry, tmp_path / name)
+        for file in (store.CONFIG, store.CARD):
+            assert (ROOT / 'zoo' / name / file).read_text() == (
+                tmp_path / name / file
+            ).read_text(), name
+
+
+def test_costs_in_the_table_are_counted():
+    from bvtam.flops import flops
+
+    for name in ('blresnet50.in1k_ibm', 'tsm_resnet50_f8.ssv1_mit', NAME):
+        entry = table.entries()[name]
+        clip = cards.published_model(entry).clip_config
+        size = (clip.num_frames, clip.crop_size) if clip else (None, None)
+        counted = flops(entry.arch, *size, entry.num_classes)
+        assert entry.costs == {key: counted[key] for key in ('params', 'conv_macs')}
+
+
+def test_web_pages_are_explained():
+    for create in (bvtam.create_model, timm.create_model):
+        with pytest.raises(BvtamError) as caught:
+            create(NAME, pretrained=True)
+        text = str(caught.value)
+        assert 'https://ibm.box.com/v/st2stv1-bLVNet-TAM-50-f8x2' in text
+        assert f'bvtam convert st2stv1-bLVNet-TAM-50-f8x2.pth --name {NAME}' in text
+    with pytest.raises(
+        BvtamError, match=r'known are bvtam_r50_8x2.ssv1_ibm, bvtam_r50_8x2.ssv2_ibm'
+    ):
+        bvtam.create_model('bvtam_r50_8x2.nothing', pretrained=True)
+
+
+@torch.no_grad()
+def test_download_converts_once(served):
+    hub, net, entry = served
+    model = bvtam.create_model(entry.name, pretrained=True).eval()
+    x = torch.randn(1, 3, 16, 32, 32)
+    torch.testing.assert_close(model(x), net(x), rtol=1e-4, atol=1e-5)
+    assert model.clip_config.resize == 256 and model.clip_config.num_frames == 16
+    for name in (entry.name, 'bvtam_tiny_8x2'):
+        assert torch.equal(timm.create_model(name, pretrained=True).eval()(x), model(x))
+    assert len(hub.seen('release.pth', 'GET')) == 1
+    assert store.where(entry.name) == 'cache'
+    assert bvtam.verify(entry.name)['golden_error'] < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ('case', 'name'),
+    [
+        ('blvnet_tam_r50_8x2_k400', 'bvtam_r50_8x2.test'),
+        ('blresnet50', 'blresnet50.test'),
+        ('tam_resnet50_f8', 'tam_resnet50_f8.test'),
+        ('tsm_resnet50_f8', 'tsm_resnet50_f8.test'),
+    ],
+)
+def test_download_in_every_layout(served, tmp_path, monkeypatch, case, name):
+    hub, _, entry = served
+    case = golden.load(case)
+    path = golden.write_checkpoint(case, tmp_path / 'checkpoint.pth')
+    hub.files['/weights/checkpoint.pth'] = path.read_bytes()
+    clip = None if name.startswith('blresnet') else {}
+    url = f'{hub.url}/weights/checkpoint.pth'
+    classes = case['config']['num_classes']
+    entry = replace(entry, name=name, num_classes=classes, url=url, file=path.name, clip=clip)
+    monkeypatch.setattr(store, 'entries', lambda: {name: entry})
+    monkeypatch.setattr('bvtam.hub.convert.entries', lambda: {name: entry})
+    logits = bvtam.create_model(name, pretrained=True).eval()(golden.clip(case))
+    torch.testing.assert_close(logits, torch.tensor(case['logits']), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('resumable', [True, False])
+def test_a_cut_transfer_goes_on_or_starts_anew(served, resumable, monkeypatch):
+    hub, _, entry = served
+    monkeypatch.setattr('huggingface_hub.file_download.time.sleep', lambda seconds: None)
+    if not resumable:
+        hub.fault('no_range', 'release.pth')
+    hub.cut('release.pth', share=0.5)
+    bvtam.create_model(entry.name, pretrained=True)
+    assert len(hub.seen('release.pth', 'GET')) == 2
+
+
+def test_a_transfer_that_never_ends_leaves_nothing_to_load(served, monkeypatch):
+    hub, _, entry = served
+    monkeypatch.setattr('huggingface_hub.file_download.time.sleep', lambda seconds: None)
+    hub.fail('release.pth', 404, times=1)
+    with pytest.raises(BvtamError, match='answers 404'):
+        bvtam.create_model(entry.name, pretrained=True)
+    assert store.where(entry.name) == 'download'
+    assert not (store.cache_dir() / 'downloads' / 'release.pth').exists()
+    bvtam.create_model(entry.name, pretrained=True)  # once the server has recovered
+
+
+def test_wrong_hash_is_refused(served, monkeypatch):
+    _, _, entry = served
+    pinned = replace(entry, sha256='0' * 64)
+    with pytest.raises(
+        BvtamError, match=rf'release.pth gave a file with SHA-256 .* not {"0" * 64}'
+    ):
+        download.fetch(pinned)
+    assert store.where(entry.name) == 'download'
+    folder = download.fetch(entry)
+    weights = folder / store.WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BvtamError, match=r'model.safetensors has SHA-256 .*, not'):
+        bvtam.create_model(entry.name, pretrained=True)
+
+
+def test_offline_is_said(served, monkeypatch):
+    _, _, entry = served
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(BvtamError, match='HF_HUB_OFFLINE'):
+        bvtam.create_model(entry.name, pretrained=True)
+
+
+def _fetch(entry, environment):
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    store.entries = lambda: {entry.name: entry}
+    return str(download.fetch(entry))
+
+
+def test_eight_processes_download_once(served):
+    hub, _, entry = served
+    hub.slow('release.pth', 4_000_000)
+    environment = {'TORCH_HOME': os.environ['TORCH_HOME']}
+    with multiprocessing.get_context('spawn').Pool(8) as pool:
+        folders = pool.starmap(_fetch, [(entry, environment)] * 8)
+    assert len(set(folders)) == 1
+    assert len(hub.seen('release.pth', 'GET')) == 1
+    assert bvtam.create_model(entry.name, pretrained=True).num_classes == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['bvtam_tiny_8x2', 'tsm_resnet50_f8', 'blresnet50'])
+def test_through_the_hub_and_back(name, tmp_path, monkeypatch):
+    model = bvtam.create_model(name, num_classes=3).eval()
+    model.label_names = ['left', 'right', 'up']
+    x = torch.randn((1, 3, 64, 64) if model.input_kind == 'image' else (1, 3, 4, 64, 64))
+    with local_hub.LocalHub() as hub:
+        hub.add_user('alice', 'hf_alice')
+        hub.patch(monkeypatch, token='hf_alice')
+        assert 'alice/net' in bvtam.push_to_hub(model, 'alice/net')
+        for create in (bvtam.create_model, timm.create_model):
+            again = create('hf-hub:alice/net', pretrained=True).eval()
+            assert torch.equal(again(x), model(x))
+            assert again.label_names == model.label_names
+            assert again.clip_config == model.clip_config
+        adapted = bvtam.create_model(
+            'hf-hub:alice/net@main', pretrained=True, num_classes=5, in_chans=10
+        )
+        assert adapted.num_classes == 5 and adapted.in_chans == 10 and adapted.label_names is None
+
+
+def test_what_the_hub_refuses_is_said_in_one_line(tmp_path, monkeypatch):
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
+    folder = bvtam.save_pretrained(model, tmp_path / 'net')
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with local_hub.LocalHub() as hub:
+        hub.add_user('alice', 'hf_alice')
+        hub.add_user('bob', 'hf_bob')
+        hub.add_repo('bob/secret', files, private=True)
+        hub.add_repo('bob/gated', files, gated=True)
+        hub.add_repo('bob/net', files)
+        hub.add_repo('bob/pickle', {'config.json': files['config.json'], 'pytorch_model.bin': b'x'})
+        hub.patch(monkeypatch, token='hf_alice')
+        for repo, words in (
+            ('bob/secret', 'not there, or private'),
+            ('bob/nothing', 'not there, or private'),
+            ('bob/gated', 'is gated'),
+            ('bob/net@nowhere', "no revision 'nowhere'"),
+            ('bob/pickle', 'allow_pickle=True'),
+            ('not a repo', 'no name of a repo'),
+        ):
+            with pytest.raises(BvtamError, match=words) as caught:
+                bvtam.create_model(f'hf-hub:{repo}', pretrained=True)
+            assert '\n' not in str(caught.value) and repo in str(caught.value)
+        with pytest.raises(BvtamError, match='may not write|403'):
+            bvtam.push_to_hub(model, 'bob/net')
+        assert bvtam.create_model('hf-hub:bob/net', pretrained=True).num_classes == 3
+        hub.add_repo('bob/flipped', files)
+        hub.fault('flip', 'flipped')  # the client compares sizes alone
+        with pytest.raises(BvtamError, match='has SHA-256|is not JSON'):
+            bvtam.create_model('hf-hub:bob/flipped', pretrained=True)
+        hub.patch(monkeypatch, token='hf_wrong')
+        with pytest.raises(BvtamError, match='token may be wrong'):
+            bvtam.create_model('hf-hub:bob/net', pretrained=True)
+
+
+def test_verify_finds_what_changed(tmp_path):
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
+    folder = bvtam.save_pretrained(model, tmp_path / 'net')
+    assert bvtam.verify(str(folder))['hashes'] == 2
+    config = json.loads((folder / 'config.json').read_text())
+    config['model_args']['beta'] = 1  # the same shapes are not to be had with it
+    (folder / 'config.json').write_text(json.dumps(config))
+    assert bvtam.verify(str(folder))['golden_error'] < 1e-6  # here beta changes nothing
+    (folder / store.GOLDEN).write_bytes(b'')
+    with pytest.raises(BvtamError, match='golden.safetensors has SHA-256'):
+        bvtam.verify(str(folder))
+    (folder / store.SUMS).unlink()
+    with pytest.raises(BvtamError, match='SHA256SUMS is missing'):
+        bvtam.verify(str(folder))
