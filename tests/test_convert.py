@@ -224,7 +224,7 @@ def test_damaged_files_are_refused(kind, message, tiny_file, tmp_path, monkeypat
     path = damaged(kind, tiny_file, tmp_path / 'file.pth')
     with pytest.raises(BvtamError, match=message) as caught:
         bvtam.convert(path, out=tmp_path / 'net')
-    assert '\n' not in str(caught.value)
+    assert '\n' not in str(caught.value) and str(path) in str(caught.value)
     assert not (tmp_path / 'net').exists()
     assert not (tmp_path / 'bomb_went_off').exists()
 

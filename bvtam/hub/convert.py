@@ -96,7 +96,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
                 f'{path} holds more than tensors{what} or is damaged, so it was not loaded: nothing '
                 'in it was run'
             ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).partition('\n')[0].partition('. ')[0] or type(error).__name__
         raise BvtamError(
             f'{path} is damaged, truncated or no checkpoint ({reason}): download it again'
         ) from None
@@ -265,6 +265,8 @@ def convert(
     state, meta = read_checkpoint(checkpoint)
     try:
         identity, ours = identify(state)
+    except BvtamError as error:
+        raise BvtamError(f'{checkpoint}: {error}') from None
     except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
         raise BvtamError(f'{checkpoint} has tensors of impossible shapes ({error})') from None
     hint = f'{meta.get("arch", "")} {Path(checkpoint).name}'
@@ -294,7 +296,10 @@ def convert(
         if identity.in_chans != 3:
             clip |= {'mean': cfg['mean'], 'std': cfg['std']}
         model.clip_config = ClipConfig.from_dict(model.clip_config.to_dict() | clip)
-    model.load_state_dict(strict_filter(ours, model))
+    try:
+        model.load_state_dict(strict_filter(ours, model))
+    except BvtamError as error:
+        raise BvtamError(f'{checkpoint}: {error}') from None
     model.label_names = label_names
     model._model_args = options
     origin = (
