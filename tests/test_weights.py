@@ -221,6 +221,21 @@ def test_through_the_hub_and_back(name, tmp_path, monkeypatch):
         assert adapted.num_classes == 5 and adapted.in_chans == 10 and adapted.label_names is None
 
 
+def test_push_to_a_branch_and_as_a_pull_request(monkeypatch):
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
+    with local_hub.LocalHub() as hub:
+        hub.add_user('alice', 'hf_alice')
+        hub.patch(monkeypatch, token='hf_alice')
+        bvtam.push_to_hub(model, 'alice/net', private=True, revision='dev')
+        assert hub.repos['alice/net'].private
+        assert bvtam.create_model('hf-hub:alice/net@dev', pretrained=True).num_classes == 3
+        with pytest.raises(BvtamError, match='has no config.json'):
+            bvtam.create_model('hf-hub:alice/net', pretrained=True)  # nothing on the main branch
+        assert 'discussions/1' in bvtam.push_to_hub(model, 'alice/net', create_pr=True)
+        name = 'hf-hub:alice/net@refs/pr/1'
+        assert bvtam.create_model(name, pretrained=True).num_classes == 3
+
+
 def test_what_the_hub_refuses_is_said_in_one_line(tmp_path, monkeypatch):
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
     folder = bvtam.save_pretrained(model, tmp_path / 'net')
