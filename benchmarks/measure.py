@@ -1,12 +1,10 @@
-"""What the benchmarks share: interleaved timing, bytes kept for the backward pass, peak memory."""
+"""What the benchmarks share: interleaved timing and peak memory."""
 
 import ctypes
 import gc
 import statistics
 import time
 from pathlib import Path
-
-import torch
 
 
 def interleaved(functions, rounds):
@@ -20,22 +18,6 @@ def interleaved(functions, rounds):
             function()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def kept_bytes(model, x):
-    """Bytes of distinct storages that the graph of `model(x)` keeps, less the parameters' own."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(kept.values())
 
 
 def _resident(key):

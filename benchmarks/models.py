@@ -20,7 +20,8 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
 
 import textbook
-from measure import interleaved, kept_bytes, peak_bytes
+from kept import kept_bytes
+from measure import interleaved, peak_bytes
 
 import bvtam
 from bvtam.models.bl_resnet import checkpoint_filter_fn

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from kept import kept_bytes
 from torch import nn
 
 import bvtam
@@ -35,22 +36,6 @@ def test_training_equals_the_plain_modules(monkeypatch, options):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12, msg=name)
     for (name, a), b in zip(model.named_buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=name)
-
-
-def kept_bytes(model, x):
-    """Bytes of distinct storages that the graph keeps, less the parameters'."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(kept.values())
 
 
 def test_less_is_kept(monkeypatch):

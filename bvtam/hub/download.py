@@ -72,8 +72,9 @@ def _download(entry: Entry, path: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())
         _check(entry, part, entry.sha256)
+        # before the file has its name: a kill in between must not leave one without a hash
+        path.with_name(f'{path.name}.sha256').write_text(store.sha256(part))
         part.rename(path)
-        path.with_name(f'{path.name}.sha256').write_text(store.sha256(path))
     else:
         _check(entry, path, path.with_name(f'{path.name}.sha256').read_text())
     return path
