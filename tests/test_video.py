@@ -1,87 +1,20 @@
-"""Frame indices, decoding and transforms against plain references."""
+"""Readers of videos against a plain decode."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import struct
-from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bvtam.clip import ClipConfig
-from bvtam.data.sampling import clip_indices
-from bvtam.data.transforms import to_clip
 from bvtam.data.video import VideoFile
 from bvtam.errors import BvtamError
 
-ROWS = json.loads((Path(__file__).parent / 'data' / 'test_sampling.json').read_text())['rows']
 STEP = 8  # grey levels from one frame to the next
-
-
-# ---- sampling ----
-
-
-@pytest.mark.parametrize('row', ROWS, ids=lambda r: f'{r["sampling"]}-{r["video_frames"]}')
-def test_indices_equal_the_official_loaders(row):
-    settings = {key: value for key, value in row.items() if key != 'indices_from_0'}
-    clips = clip_indices(**settings)
-    assert [len(clip) for clip in clips] == [row['num_frames']] * row['num_clips']
-    assert [index for clip in clips for index in clip] == row['indices_from_0']
-
-
-@given(
-    st.integers(1, 60), st.integers(1, 60), st.integers(1, 4), st.sampled_from(['uniform', 'dense'])
-)
-def test_short_videos_repeat_their_frames_evenly(short, more, num_clips, sampling):
-    num_frames = short + more - 1
-    clips = clip_indices(short, num_frames, num_clips, sampling, frame_stride=3)
-    assert clips == [clips[0]] * num_clips
-    assert clips[0] == sorted(clips[0])
-    counts = np.bincount(clips[0], minlength=short)
-    assert len(counts) == short and counts.sum() == num_frames
-    assert counts.max() - counts.min() <= 1
-
-
-@given(st.integers(1, 64), st.integers(1, 500), st.integers(1, 12))
-def test_uniform_frames_stay_in_their_segments(num_frames, more, num_clips):
-    video_frames = num_frames + more
-    for clip in clip_indices(video_frames, num_frames, num_clips):
-        for i, frame in enumerate(clip):
-            start, end = (
-                Fraction(i * video_frames, num_frames),
-                Fraction((i + 1) * video_frames, num_frames),
-            )
-            assert frame < end and frame + 1 > start
-
-
-@given(st.integers(1, 64), st.integers(1, 500), st.integers(1, 12), st.integers(1, 8))
-def test_dense_starts_are_numpys_and_wrap_around(num_frames, more, num_clips, stride):
-    video_frames = num_frames + more
-    starts = np.linspace(0, max(0, video_frames - num_frames * stride), num_clips).astype(int)
-    clips = clip_indices(video_frames, num_frames, num_clips, 'dense', stride)
-    assert clips == [
-        [(int(start) + stride * i) % video_frames for i in range(num_frames)] for start in starts
-    ]
-
-
-def test_sampling_refuses_nonsense():
-    with pytest.raises(BvtamError, match=r"sampling must be one of uniform, dense, not 'random'"):
-        clip_indices(10, 4, sampling='random')
-    with pytest.raises(BvtamError, match='video_frames must be at least 1, not 0'):
-        clip_indices(0, 4)
-    with pytest.raises(BvtamError, match='frame_stride must be at least 1, not -2'):
-        clip_indices(10, 4, sampling='dense', frame_stride=-2)
-
-
-# ---- video ----
 
 
 def write_video(path, count=30, size=(64, 48), codec='mpeg4', noise=False, format=None):
@@ -357,85 +290,3 @@ def test_no_file_stays_open(tmp_path):
                 held.append(error)
     names = [os.readlink(link.path) for link in os.scandir('/proc/self/fd') if link.is_symlink()]
     assert not [name for name in names if name in (str(path), str(broken))]
-
-
-# ---- transforms ----
-
-
-def resize_axis(length, out, kernel):
-    """(out, length) weights of antialiased resampling: the kernel widens as pixels merge."""
-    scale = length / out
-    centre = (np.arange(out)[:, None] + 0.5) * scale
-    weights = kernel(np.abs(np.arange(length) + 0.5 - centre) / max(scale, 1.0))
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def bilinear(x):
-    return np.clip(1 - x, 0, None)
-
-
-def bicubic(x):  # Keys, a = -1/2
-    near = 1.5 * x**3 - 2.5 * x**2 + 1
-    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
-@pytest.mark.parametrize('interpolation, kernel', [('bilinear', bilinear), ('bicubic', bicubic)])
-@pytest.mark.parametrize('height, width', [(37, 61), (61, 37), (20, 33)])
-@pytest.mark.parametrize('num_crops', [1, 3])
-def test_to_clip_is_resize_crop_normalise(interpolation, kernel, height, width, num_crops):
-    random = np.random.default_rng(height * width)
-    frames = random.integers(0, 256, (4, 3, height, width), dtype=np.uint8)
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    config = ClipConfig(
-        resize=28,
-        crop_size=24,
-        num_crops=num_crops,
-        interpolation=interpolation,
-        mean=mean,
-        std=std,
-    )
-    out = to_clip(torch.from_numpy(frames), config)
-
-    short = min(height, width)
-    new_h, new_w = 28 * height // short, 28 * width // short
-    rows, cols = resize_axis(height, new_h, kernel), resize_axis(width, new_w, kernel)
-    # Along the width, then the height; both passes end on the 256 grey levels.
-    resized = np.clip(frames.astype(float) @ cols.T, 0, 255).round()
-    resized = np.clip(rows @ resized, 0, 255).round() / 255
-    top, left = (new_h - 24) // 2, (new_w - 24) // 2
-    if num_crops == 1:
-        corners = [(top, left)]
-    elif width > height:
-        corners = [(top, 0), (top, left), (top, new_w - 24)]
-    else:
-        corners = [(0, left), (top, left), (new_h - 24, left)]
-    assert out.shape == (num_crops, 3, 4, 24, 24)
-    assert out.dtype == torch.float32 and out.is_contiguous()
-    for view, (y, x) in zip(out, corners, strict=True):
-        for channel in range(3):
-            wanted = (resized[:, channel, y : y + 24, x : x + 24] - mean[channel]) / std[channel]
-            levels = np.abs(view[channel].numpy() - wanted) * std[channel] * 255
-            # A weight rounded to 16 bits may decide between two levels.
-            assert levels.max() < 1.01 and levels.mean() < 0.02
-
-
-def test_frames_of_the_right_size_are_not_resized():
-    frames = torch.randint(0, 256, (2, 3, 20, 31), dtype=torch.uint8)
-    config = ClipConfig(resize=20, crop_size=20, num_crops=3, mean=(0.0,) * 3, std=(1.0,) * 3)
-    out = to_clip(frames, config)
-    for view, left in zip(
-        out, (0, 6, 11), strict=True
-    ):  # 5.5 is rounded to even, as CenterCrop does
-        wanted = frames[..., left : left + 20].transpose(0, 1)
-        assert torch.equal((view * 255).round().to(torch.uint8), wanted)
-
-
-def test_to_clip_names_what_does_not_fit():
-    config = ClipConfig(resize=8, crop_size=8)
-    with pytest.raises(BvtamError, match=r'uint8 tensor \(T, C, H, W\), not torch.float32'):
-        to_clip(torch.zeros(2, 3, 8, 8), config)
-    with pytest.raises(BvtamError, match=r'not torch.uint8 \(3, 8, 8\)'):
-        to_clip(torch.zeros(3, 8, 8, dtype=torch.uint8), config)
-    with pytest.raises(BvtamError, match=r'clip\.mean has 3 channels, but the frames have 1'):
-        to_clip(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), config)
