@@ -10,6 +10,7 @@ from .errors import BvtamError, nearest
 
 SAMPLINGS = ('uniform', 'dense')
 INTERPOLATIONS = ('bilinear', 'bicubic')
+CROPS = (1, 3, 5, 10)
 _LARGEST = 10_000  # frames, pixels, views: beyond it a setting is a mistake
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,8 +28,10 @@ class ClipConfig:
         crop_size: side of the square crop, in pixels.
         interpolation: 'bilinear' or 'bicubic', both antialiased.
         mean, std: per channel, for values on [0, 1].
-        flip: whether training may mirror clips; False where labels name directions.
-        num_clips, num_crops: views of one video; their class probabilities are averaged.
+        flip: whether clips may be mirrored; False where labels name directions.
+        num_clips, num_crops: views of one video; their class probabilities are averaged. One crop
+            is the centre, 3 lie along the longer side, 5 are the corners and the centre, 10 are
+            those 5 and their mirror images, which needs `flip`.
 
     Raises:
         BvtamError: a value of another type or outside its range.
@@ -58,8 +61,15 @@ class ClipConfig:
                 )
         if type(self.flip) is not bool:
             raise BvtamError(f'clip.flip must be true or false, not {self.flip!r}')
-        if self.num_crops not in (1, 3):
-            raise BvtamError(f'clip.num_crops must be 1 or 3, not {self.num_crops}')
+        if self.num_crops not in CROPS:
+            raise BvtamError(
+                f'clip.num_crops must be one of {", ".join(map(str, CROPS))}, not {self.num_crops}'
+            )
+        if self.num_crops == 10 and not self.flip:
+            raise BvtamError(
+                'clip.num_crops 10 mirrors clips, which clip.flip false forbids; take 5 crops, '
+                'or set clip.flip to true if no label names a direction'
+            )
         if self.crop_size > self.resize:
             raise BvtamError(
                 f'clip.crop_size {self.crop_size} is larger than clip.resize {self.resize}'

@@ -1,9 +1,15 @@
-"""Which frames of a video make its test-time clips."""
+"""Which frames of a video make its clips, in testing and in training."""
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
+import torch
+
 from ..clip import SAMPLINGS
 from ..errors import BvtamError
+
+OFFSETS = ('shared', 'segment')
 
 
 def clip_indices(
@@ -37,23 +43,97 @@ def clip_indices(
     Raises:
         BvtamError: an unknown `sampling`, or a count or stride below 1.
     """
+    _check(
+        sampling,
+        video_frames=video_frames,
+        num_frames=num_frames,
+        num_clips=num_clips,
+        frame_stride=frame_stride,
+    )
+    if video_frames <= num_frames:
+        return [_repeated(video_frames, num_frames) for _ in range(num_clips)]
+    clips = _uniform if sampling == 'uniform' else _dense
+    return clips(video_frames, num_frames, num_clips, frame_stride)
+
+
+def train_indices(
+    video_frames: int,
+    num_frames: int,
+    generator: torch.Generator,
+    sampling: str = 'uniform',
+    frame_stride: int = 1,
+    offsets: str = 'shared',
+) -> list[int]:
+    """Frame indices, counted from 0, of one random clip of a video, for training.
+
+    'uniform' cuts the video into T equal segments, whose bounds may lie inside a frame, and takes
+    one frame of each: at the same random offset in all of them ('shared', the official loader of
+    IBM/action-recognition-pytorch), or at one drawn for each ('segment', TSN). A frame is as likely
+    as the share of the segment that it fills. Where T divides V this is the official rule. Elsewhere
+    that rounds the segments down to V//T frames and never sees the V mod T last frames, up to half
+    of a video, which the test-time clips do see.
+    'dense' takes every `frame_stride`-th frame from a random start, from 0 to V - T*stride, and goes
+    on at the video's beginning where it ends too early.
+
+    A video of V <= T frames leaves nothing to draw: it gives the clip of `clip_indices`.
+
+    Args:
+        video_frames: frames V in the video.
+        num_frames: frames T in the clip.
+        generator: the only source of randomness, on the CPU.
+        sampling: 'uniform' or 'dense'.
+        frame_stride: distance between the frames of a dense clip, in frames of the video.
+        offsets: 'shared' or 'segment', for uniform sampling.
+
+    Returns:
+        T indices, each in [0, V); those of a uniform clip in order.
+
+    Raises:
+        BvtamError: an unknown `sampling` or `offsets`, or a count or stride below 1.
+    """
+    _check(sampling, video_frames=video_frames, num_frames=num_frames, frame_stride=frame_stride)
+    if offsets not in OFFSETS:
+        raise BvtamError(f'offsets must be one of {", ".join(OFFSETS)}, not {offsets!r}')
+    if video_frames <= num_frames:
+        return _repeated(video_frames, num_frames)
+    if sampling == 'dense':
+        starts = max(0, video_frames - num_frames * frame_stride) + 1
+        start = int(torch.randint(starts, (), generator=generator))
+        return [(start + frame_stride * i) % video_frames for i in range(num_frames)]
+    # In T-ths of a frame a segment is V long, and every offset in it a whole number.
+    draws = 1 if offsets == 'shared' else num_frames
+    offset = torch.randint(video_frames, (draws,), generator=generator)
+    return ((torch.arange(num_frames) * video_frames + offset) // num_frames).tolist()
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Seed in [0, 2**64) of everything random about one training sample.
+
+    It is the first 8 bytes of the BLAKE2b hash of the text 'seed,epoch,index', little endian: the
+    same on every machine and in every version, whichever process loads the sample and whatever was
+    loaded before it. `torch.Generator().manual_seed(sample_seed(...))` draws its frames and its
+    augmentation anew.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        index: place of the video in the dataset.
+    """
+    text = f'{int(seed)},{int(epoch)},{int(index)}'
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), 'little')
+
+
+def _check(sampling: str, **counts: int) -> None:
     if sampling not in SAMPLINGS:
         raise BvtamError(f'sampling must be one of {", ".join(SAMPLINGS)}, not {sampling!r}')
-    counts = {
-        'video_frames': video_frames,
-        'num_frames': num_frames,
-        'num_clips': num_clips,
-        'frame_stride': frame_stride,
-    }
     for name, value in counts.items():
         if value < 1:
             raise BvtamError(f'{name} must be at least 1, not {value}')
 
-    if video_frames <= num_frames:
-        clip = [i * video_frames // num_frames for i in range(num_frames)]
-        return [list(clip) for _ in range(num_clips)]
-    clips = _uniform if sampling == 'uniform' else _dense
-    return clips(video_frames, num_frames, num_clips, frame_stride)
+
+def _repeated(video_frames: int, num_frames: int) -> list[int]:
+    """The one clip of a video that is no longer than it."""
+    return [i * video_frames // num_frames for i in range(num_frames)]
 
 
 def _uniform(video_frames: int, num_frames: int, num_clips: int, _stride: int) -> list[list[int]]:

@@ -1,61 +1,306 @@
-"""From the frames of a video to the input of a net."""
+"""From the frames of a video to the input of a net, as for a test and at random for training."""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
 import torch
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from ..clip import ClipConfig
-from ..errors import BvtamError
+from ..errors import BvtamError, one_line
+
+log = logging.getLogger('bvtam')
+
+TRAIN_CROPS = ('multi_scale', 'random_resized', 'random', 'center')
+_SCALES = (1, 0.875, 0.75, 0.66)  # of the multi-scale crop, in shorter sides of the frame
+# Its places, in quarters of the way from the top left corner to the bottom right one.
+_PLACES = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
+
+_MIRRORED = {
+    'left': 'right',
+    'leftward': 'rightward',
+    'leftwards': 'rightwards',
+    'leftmost': 'rightmost',
+    'lefthand': 'righthand',
+    'lefthanded': 'righthanded',
+    'clockwise': 'counterclockwise',
+}
+_MIRRORED |= {b: a for a, b in _MIRRORED.items()}
 
 
 def to_clip(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
-    """Resize, crop, scale to [0, 1] and normalise the frames of one clip, as for a test.
+    """`normalize(to_crops(frames_TCHW, clip), clip)`: float32 (crops, C, T, crop_size, crop_size)."""
+    return normalize(to_crops(frames_TCHW, clip), clip)
+
+
+def to_crops(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
+    """Resize and crop the frames of one clip, as for a test.
 
     The shorter side is resized to `clip.resize` pixels and the longer one in proportion, rounded
     down (torchvision's `Resize(int)`), with antialiasing; frames of that size already stay as they
-    are. One crop is the centre; three lie at start, centre and end of the longer side.
+    are. One crop is the centre; three lie at start, centre and end of the longer side; five are the
+    corners and the centre, in the order of torchvision's `FiveCrop`; ten are those five, then the
+    mirror image of each.
 
     Args:
         frames_TCHW: uint8 tensor (T, C, H, W).
-        clip: sizes, crops, and mean and standard deviation of each of the C channels.
+        clip: sizes, crops and number of channels.
 
     Returns:
-        float32 tensor (crops, C, T, crop_size, crop_size).
+        uint8 tensor (crops, C, T, crop_size, crop_size).
 
     Raises:
         BvtamError: frames of another kind, or with another number of channels than the mean has.
     """
-    if frames_TCHW.ndim != 4 or frames_TCHW.dtype != torch.uint8 or not frames_TCHW.numel():
-        raise BvtamError(
-            'frames must be a uint8 tensor (T, C, H, W), not '
-            f'{frames_TCHW.dtype} {tuple(frames_TCHW.shape)}'
-        )
-    if frames_TCHW.shape[1] != len(clip.mean):
-        raise BvtamError(
-            f'clip.mean has {len(clip.mean)} channels, but the frames have {frames_TCHW.shape[1]}'
-        )
+    _check_frames(frames_TCHW, clip)
     mode = InterpolationMode(clip.interpolation)
     frames_TCHW = F.resize(frames_TCHW, [clip.resize], interpolation=mode, antialias=True)
     height, width = frames_TCHW.shape[-2:]
     size = clip.crop_size
     crops = torch.stack(
         [
-            frames_TCHW[..., top : top + size, left : left + size]
+            frames_TCHW[..., top : top + size, left : left + size].transpose(0, 1)
             for top, left in _corners(height, width, size, clip.num_crops)
         ]
     )
-    values = F.normalize(F.to_dtype(crops, torch.float32, scale=True), clip.mean, clip.std)
-    return values.transpose(1, 2).contiguous()
+    return torch.cat([crops, crops.flip(-1)]) if clip.num_crops == 10 else crops
+
+
+def normalize(crops: Tensor, clip: ClipConfig, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Grey levels to [0, 1], minus the mean of each channel, divided by its standard deviation.
+
+    Args:
+        crops: uint8 tensor (..., C, T, H, W), on any device.
+        clip: `mean` and `std` of the C channels.
+        dtype: of the result; computed in float32 or better, and rounded once.
+
+    Returns:
+        tensor of `dtype` and of the input's shape and device.
+
+    Raises:
+        BvtamError: crops of another kind, or with another number of channels than the mean has.
+    """
+    if crops.ndim < 4 or crops.dtype != torch.uint8:
+        raise BvtamError(
+            f'crops must be a uint8 tensor (..., C, T, H, W), not {crops.dtype} {tuple(crops.shape)}'
+        )
+    _check_channels(crops.shape[-4], clip)
+    mean, std = torch.tensor([clip.mean, clip.std], dtype=torch.float64)[..., None, None, None]
+    exact = {'dtype': torch.promote_types(dtype, torch.float32), 'device': crops.device}
+    values = crops.to(exact['dtype']).mul_((1 / (255 * std)).to(**exact))
+    return values.add_((-mean / std).to(**exact)).to(dtype)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random crop, mirror image and colours of a clip for training; one draw for all its frames.
+
+    Attributes:
+        clip: sizes, interpolation, channels, and whether clips may be mirrored.
+        crop: 'multi_scale', a crop of the authors: width and height {1, .875, .75, .66} of the
+            shorter side, at most one step apart, at one of 13 fixed places; 'random_resized', of
+            torchvision; 'random', of the scale of the test, anywhere; 'center', the test's.
+        flip_labels: label of the mirror image of a clip, by its own label; a label that it lacks is
+            never mirrored (`flip_label_map`). It takes the place of `clip.flip`.
+        color_jitter: largest relative change of brightness, contrast and saturation, on [0, 1].
+        rand_augment: operations of torchvision's RandAugment. Some move the picture (shear,
+            translate, rotate), none mirrors it.
+        rand_augment_magnitude: their strength, from 0 to 30.
+        random_erasing: probability that a box, the same in all frames, takes the mean colour.
+        scale: share of the frame that a 'random_resized' crop covers, smallest and largest.
+        ratio: its width over its height, smallest and largest.
+
+    Raises:
+        BvtamError: a value outside its range.
+    """
+
+    clip: ClipConfig
+    crop: str = 'multi_scale'
+    flip_labels: Mapping[int, int] | None = None
+    color_jitter: float = 0.0
+    rand_augment: int = 0
+    rand_augment_magnitude: int = 9
+    random_erasing: float = 0.0
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if self.crop not in TRAIN_CROPS:
+            raise BvtamError(f'crop must be one of {", ".join(TRAIN_CROPS)}, not {self.crop!r}')
+        for name, most in (
+            ('color_jitter', 1),
+            ('rand_augment', 10),
+            ('rand_augment_magnitude', 30),
+            ('random_erasing', 1),
+        ):
+            if not 0 <= getattr(self, name) <= most:
+                raise BvtamError(f'{name} must be from 0 to {most}, not {getattr(self, name)!r}')
+        for name, most in (('scale', 1), ('ratio', float('inf'))):
+            least, largest = getattr(self, name)
+            if not 0 < least <= largest <= most:
+                raise BvtamError(
+                    f'{name} must be two numbers above 0, the smaller first'
+                    f'{", up to 1" if most == 1 else ""}, not {getattr(self, name)!r}'
+                )
+        if (self.color_jitter or self.rand_augment) and len(self.clip.mean) not in (1, 3):
+            raise BvtamError(
+                f'color_jitter and rand_augment need frames of 1 or 3 channels, not '
+                f'{len(self.clip.mean)}'
+            )
+
+    def __call__(
+        self, frames_TCHW: Tensor, label: int, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
+        """One random view of a clip.
+
+        Every draw comes from `generator`, and no other generator is touched, so that a generator in
+        the same state gives the same view again.
+
+        Args:
+            frames_TCHW: uint8 tensor (T, C, H, W), of any size.
+            label: class of the clip.
+            generator: on the CPU.
+
+        Returns:
+            uint8 tensor (C, T, crop_size, crop_size), contiguous, and the label of the view: that of
+            `flip_labels` where it was mirrored.
+
+        Raises:
+            BvtamError: frames of another kind, or with another number of channels than the mean has.
+        """
+        _check_frames(frames_TCHW, self.clip)
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        # torchvision draws from the global generator of the CPU, and from no other. Seeded directly,
+        # since torch.manual_seed would seed the other devices too.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            mirror = bool(torch.rand(()) < 0.5)
+            view_TCHW = self._colors(self._crop(frames_TCHW))
+        allowed = self.clip.flip if self.flip_labels is None else label in self.flip_labels
+        if mirror and allowed:
+            view_TCHW = F.horizontal_flip(view_TCHW)
+            label = label if self.flip_labels is None else self.flip_labels[label]
+        return view_TCHW.transpose(0, 1).contiguous(), label
+
+    def _crop(self, frames_TCHW: Tensor) -> Tensor:
+        """(T, C, crop_size, crop_size); cropped first, so that nothing is resized in vain."""
+        clip, size = self.clip, self.clip.crop_size
+        if self.crop == 'center':
+            return to_crops(frames_TCHW, replace(clip, num_crops=1))[0].transpose(0, 1)
+        mode = InterpolationMode(clip.interpolation)
+        if self.crop == 'random_resized':
+            return v2.RandomResizedCrop(size, self.scale, self.ratio, mode)(frames_TCHW)
+        height, width = frames_TCHW.shape[-2:]
+        if self.crop == 'multi_scale':
+            boxes = _multi_scale_boxes(height, width, size)
+            box = boxes[int(torch.randint(len(boxes), ()))]
+        else:
+            side = max(1, round(size * min(height, width) / clip.resize))
+            top, left = (int(torch.randint(n - side + 1, ())) for n in (height, width))
+            box = (top, left, side, side)
+        return F.resized_crop(frames_TCHW, *box, [size, size], mode, antialias=True)
+
+    @cached_property
+    def _colors(self) -> Callable[[Tensor], Tensor]:
+        changes = []
+        if self.color_jitter:
+            changes.append(v2.ColorJitter(*[self.color_jitter] * 3))
+        if self.rand_augment:
+            changes.append(
+                v2.RandAugment(
+                    self.rand_augment,
+                    self.rand_augment_magnitude,
+                    interpolation=InterpolationMode.BILINEAR,
+                )
+            )
+        if self.random_erasing:
+            grey = [round(255 * mean) for mean in self.clip.mean]
+            changes.append(v2.RandomErasing(self.random_erasing, value=grey))
+        return nn.Sequential(*changes)
+
+
+def flip_label_map(label_names: Sequence[str]) -> dict[int, int]:
+    """Label of the mirror image of a clip, for every label whose clips may be mirrored.
+
+    Two labels are a pair if they turn into each other by swapping the English words left and right,
+    clockwise and counterclockwise (or anticlockwise); hyphens, underscores and capitals do not
+    matter. A label without such a word is its own mirror image. One with such a word but without
+    exactly one partner is left out, so that its clips are never mirrored, and a warning names it.
+    """
+    keys = [_words(name) for name in label_names]
+    places = defaultdict(list)
+    for label, key in enumerate(keys):
+        places[key].append(label)
+    found, alone = {}, []
+    for label, key in enumerate(keys):
+        mirrored = tuple(_MIRRORED.get(word, word) for word in key)
+        partners = [label] if mirrored == key else places.get(mirrored, [])
+        if len(partners) == 1:
+            found[label] = partners[0]
+        else:
+            alone.append(label_names[label])
+    if alone:
+        log.warning(
+            'clips of %d labels are never mirrored, as they name a direction and no other label its '
+            'opposite: %s',
+            len(alone),
+            one_line(', '.join(alone)),
+        )
+    return found
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """Lower-case words of a label, also of one in camel case; anticlockwise is one of them."""
+    name = re.sub('(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', name).lower()
+    name = re.sub(r'(counter|anti)[\W_]*clockwise', 'counterclockwise', name)
+    return tuple(re.findall(r'[^\W_]+', name))
+
+
+def _multi_scale_boxes(height: int, width: int, size: int) -> list[tuple[int, int, int, int]]:
+    """All (top, left, height, width) of the multi-scale crop, each as likely as any other."""
+    short = min(height, width)
+    sides = [max(1, int(short * scale)) for scale in _SCALES]
+    # As the authors do, where it saves the resize; they then pad smaller frames, which we do not.
+    sides = [size if abs(side - size) < 3 and size <= short else side for side in sides]
+    return [
+        (y * ((height - h) // 4), x * ((width - w) // 4), h, w)
+        for i, h in enumerate(sides)
+        for j, w in enumerate(sides)
+        if abs(i - j) <= 1
+        for y, x in _PLACES
+    ]
 
 
 def _corners(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int]]:
     """(top, left) of each crop; the centre is rounded as torchvision's `CenterCrop` does."""
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    bottom, right = height - size, width - size
+    top, left = round(bottom / 2), round(right / 2)
     if num_crops == 1:
         return [(top, left)]
-    if width >= height:
-        return [(top, x) for x in (0, left, width - size)]
-    return [(y, left) for y in (0, top, height - size)]
+    if num_crops == 3:
+        if width >= height:
+            return [(top, x) for x in (0, left, right)]
+        return [(y, left) for y in (0, top, bottom)]
+    return [(0, 0), (0, right), (bottom, 0), (bottom, right), (top, left)]
+
+
+def _check_frames(frames_TCHW: Tensor, clip: ClipConfig) -> None:
+    if frames_TCHW.ndim != 4 or frames_TCHW.dtype != torch.uint8 or not frames_TCHW.numel():
+        raise BvtamError(
+            'frames must be a uint8 tensor (T, C, H, W), not '
+            f'{frames_TCHW.dtype} {tuple(frames_TCHW.shape)}'
+        )
+    _check_channels(frames_TCHW.shape[1], clip)
+
+
+def _check_channels(channels: int, clip: ClipConfig) -> None:
+    if channels != len(clip.mean):
+        raise BvtamError(f'clip.mean has {len(clip.mean)} channels, but the frames have {channels}')
