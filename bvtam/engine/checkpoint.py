@@ -1,0 +1,149 @@
+"""Checkpoints of a training run: whole or not there, without pickles.
+
+A checkpoint is a folder `checkpoints/step-<number>/` of
+
+- `model.safetensors`: the net,
+- `ema.safetensors`: its moving average, where the recipe asks for one,
+- `optimizer.safetensors`: the optimizer's tensors, named `<parameter>.<key>`,
+- `state.json`: everything else, and the SHA-256 of the files above.
+
+It is written under a temporary name and renamed, and taken for whole only if every hash fits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..errors import BvtamError
+from ..hub.store import sha256
+
+log = logging.getLogger('bvtam')
+
+STATE = 'state.json'
+
+
+def save(
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints.
+
+    Args:
+        tensors: file stem -> named tensors, such as {'model': net.state_dict()}.
+        state: what JSON can hold.
+
+    Raises:
+        BvtamError: it cannot be written; those written before are as they were.
+    """
+    target = folder / f'step-{step:08d}'
+    new = folder / f'.{target.name}.{os.getpid()}.new'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob('.*.new'):  # by a killed run; a run holds the folder's lock
+            shutil.rmtree(left, ignore_errors=True)
+        new.mkdir()
+        files = {}
+        for stem, named in tensors.items():
+            path = new / f'{stem}.safetensors'
+            contiguous = {name: tensor.detach().contiguous() for name, tensor in named.items()}
+            safetensors.torch.save_file(contiguous, path, metadata={'format': 'pt'})
+            files[path.name] = sha256(path)
+        (new / STATE).write_text(json.dumps({**state, 'files': files}, indent=1))
+        for path in [*new.iterdir(), new]:
+            _sync(path)
+        if target.exists():  # of the same step: a resumed run may reach it again
+            shutil.rmtree(target)
+        new.rename(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+        raise BvtamError(f'checkpoint {target} cannot be written: {reason}') from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    for old in all_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """By their names, the oldest first, whole or not."""
+    return sorted(path for path in folder.glob('step-*') if path.is_dir())
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint; a partial one is passed over with a warning."""
+    for path in reversed(all_checkpoints(folder)):
+        try:
+            read_state(path)
+        except BvtamError as error:
+            log.warning('%s; looking for the one before', error)
+        else:
+            return path
+    return None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """`state.json`, after every file was checked against it.
+
+    Raises:
+        BvtamError: a file that is missing, cut off or changed.
+    """
+    try:
+        state = json.loads((checkpoint / STATE).read_text())
+        files = state.pop('files')
+        for name, expected in files.items():
+            if sha256(checkpoint / name) != expected:
+                raise ValueError(f'{name} has another SHA-256')
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise BvtamError(f'checkpoint {checkpoint} is damaged ({error})') from None
+    return state
+
+
+def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(checkpoint / f'{stem}.safetensors')
+
+
+def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `<parameter>.<key>`; its settings are the recipe's and not in it."""
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    return {
+        f'{names[parameter]}.{key}': torch.as_tensor(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def load_optimizer(
+    net: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Inverse of `optimizer_tensors`."""
+    parameters = dict(net.named_parameters())
+    for key, value in tensors.items():
+        name, _, what = key.rpartition('.')
+        parameter = parameters[name]
+        if value.ndim == 0:  # a count of steps: a tensor on the CPU in torch, an integer in timm
+            optimizer.state[parameter][what] = value if value.is_floating_point() else value.item()
+        else:
+            optimizer.state[parameter][what] = value.to(parameter.device)
