@@ -1,99 +1,210 @@
-"""Frames out of video files, by PyAV."""
+"""Frames out of video files and streams, by PyAV; and one way to open any kind of video."""
 
 from __future__ import annotations
 
 import logging
-import operator
 import os
+import re
 import struct
+import threading
+import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import closing
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import av
+import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ..errors import BvtamError
+from .frames import FrameArray, FrameFolder
+from .packets import Damage, Decoder, FrameTable, Mismatch, counted_table, scan
+from .reader import Reader, VideoError
+from .spool import remove, spool
+
+__all__ = ['FrameArray', 'FrameFolder', 'Reader', 'VideoError', 'VideoFile', 'open_video']
 
 log = logging.getLogger('bvtam')
 
+_MAX_PIXELS = 2**26  # of a frame; 8K has half of that
+# Formats that name other files or addresses to be opened.
+_LISTS = {'concat', 'dash', 'hls', 'image2', 'imf', 'rtp', 'rtsp', 'sap', 'sdp', 'vapoursynth'}
+_LISTS |= {'lavfi', 'webm_dash_manifest'}
+_SPOOLING = threading.Lock()
 
-class VideoFile:
-    """One video file, decoded from its start whenever frames are asked for.
 
-    Frames are counted as they come out of the decoder, in display order; neither the header's count
-    nor a seek is trusted, since both are wrong in many files. A file that is damaged at some place
-    counts as a video that ends there, and a warning says so.
+def open_video(source: object, time_limit: float = 60.0) -> Reader:
+    """A reader of any kind of video.
+
+    Args:
+        source: a path, an address such as `https://...`, '-' for standard input, a folder of
+            images, an array or tensor of frames, or a reader, which is returned as it is.
+        time_limit: seconds without progress after which a source is given up.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BvtamError: the path is a folder, or the file is empty. The two ways to decode it,
-            `num_frames` and `read`, raise it too, for a file without a decodable video.
+        BvtamError: a source of another kind, or an empty file.
+    """
+    if isinstance(source, Reader):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return FrameFolder(source) if os.path.isdir(source) else VideoFile(source, time_limit)
+    if isinstance(source, (np.ndarray, Tensor)):
+        return FrameArray(source)
+    raise BvtamError(
+        f'a video is a path, an address or an array of frames, not {type(source).__name__}'
+    )
+
+
+class VideoFile(Reader):
+    """One video file or stream, opened anew whenever frames are asked for.
+
+    Its packets are read once, without decoding, to find when each frame is shown. Frames are then
+    decoded from the nearest keyframe before them, and are those that decoding the whole video gives.
+    Where packets do not tell the frames (GIF, streams without times, keyframes that are none), the
+    video is decoded once to count them and from its start to read them.
+
+    Args:
+        path: a file, an address such as `https://...` or `rtsp://...`, or '-' for standard input.
+            What can be read only once, a pipe, is copied to a temporary file at the first use.
+        time_limit: seconds without progress after which a source is given up.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BvtamError: the path is a folder, or the file is empty.
+        VideoError: from all but the constructor, if the video cannot be opened or decoded, is
+            damaged, or stalls.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if self.path.is_dir():
-            raise BvtamError(f'{self.path} is a folder; give one video file')
-        if not self.path.exists():
-            raise FileNotFoundError(f'{self.path}: no such video file')
-        if self.path.stat().st_size == 0:
-            raise BvtamError(f'{self.path} is empty (0 bytes); fetch or copy the video again')
+    def __init__(self, path: str | os.PathLike[str], time_limit: float = 60.0) -> None:
+        self.name, self.time_limit = os.fspath(path), float(time_limit)
+        if not self.time_limit > 0:
+            raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
+        self._table: FrameTable | None = None
+        self._size: tuple[int, int] | None = None
+        self._copy: str | None = None  # of a pipe
+        if self.name.startswith('file://'):
+            self.name = url2pathname(urlsplit(self.name).path)
+        if self.name == '-':
+            self.name = '/dev/stdin'
+        self._is_url = isinstance(path, str) and bool(re.match(r'[A-Za-z][\w+.-]*://', self.name))
+        if self._is_url:
+            return
+        file = Path(self.name)
+        if file.is_dir():
+            raise BvtamError(f'{self.name} is a folder; give one video file')
+        if not file.exists():
+            raise FileNotFoundError(f'{self.name}: no such video file')
+        self._is_file = file.is_file()
+        if self._is_file and not file.stat().st_size:
+            raise BvtamError(f'{self.name} is empty (0 bytes); fetch or copy the video again')
 
-    @cached_property
+    @property
     def num_frames(self) -> int:
-        """Number of frames that can be decoded, found by decoding them all once."""
-        with closing(self._decode()) as frames:
-            return sum(1 for _ in frames)
+        return len(self._frames().times)
 
-    def read(self, indices: Iterable[int]) -> Tensor:
-        """The frames at `indices`, counted from 0, in that order; an index may be given repeatedly.
+    @property
+    def times(self) -> Tensor:
+        return self._frames().times
 
-        Decoding stops at the last of them, and no other frame is kept in memory.
+    @property
+    def duration(self) -> float:
+        return self._frames().duration
 
-        Returns:
-            uint8 RGB tensor (T, C, H, W), upright as players show it. A frame of another size than
-            the first of the video is scaled to that.
+    def _frames(self) -> FrameTable:
+        if self._table is None:
+            with self._opened() as (container, stream):
+                self._table = scan(container, stream)
+            if self._table is None:
+                self._table = self._count()
+        return self._table
 
-        Raises:
-            BvtamError: no index, or one outside [0, num_frames).
-        """
-        wanted = [operator.index(i) for i in indices]
-        if not wanted:
-            raise BvtamError(f'{self.path}: no frame index given to read')
-        places = defaultdict(list)
-        for place, index in enumerate(wanted):
-            places[index].append(place)
+    def _count(self) -> FrameTable:
+        """The table of the frames that decoding the whole video gives."""
+        with self._opened() as (container, stream):
+            seconds = [frame.time for frame in Decoder(container, stream)]
+            if not seconds:
+                raise Damage('no frame can be decoded')
+            return counted_table(stream, seconds)
 
-        picked = None
-        with closing(self._decode()) as frames:
-            for index, frame in enumerate(frames):
-                if index == 0:
-                    width, height, matrix = frame.width, frame.height, _display_matrix(frame)
-                if index in places:
-                    rgb_HWC = frame.to_ndarray(format='rgb24', width=width, height=height)
-                    picture = _upright(torch.from_numpy(rgb_HWC).permute(2, 0, 1), matrix)
-                    if picked is None:
-                        picked = picture.new_empty((len(wanted), *picture.shape))
-                    picked[places.pop(index)] = picture
-                    if not places:
-                        return picked
-        raise BvtamError(f'{self.path}: frame {min(places)} is outside the video, 0 to {index}')
-
-    def _decode(self) -> Iterator[av.VideoFrame]:
-        """Frames in display order, up to the end or the first damage, at least one."""
+    def _read(self, indices: list[int]) -> Tensor:
+        table = self._frames()
         try:
+            return self._pick(indices, table)
+        except Mismatch as error:
+            if table.pts is None:
+                raise VideoError(f'{self.name} has changed while it was read') from None
+            log.debug('%s is read from its start: %s', self.name, error)
+        self._table = self._count()
+        if self.num_frames != len(table.times):
+            raise VideoError(
+                f'{self.name} is damaged: {self.num_frames} of {len(table.times)} frames can be '
+                'decoded; fetch or encode it again'
+            )
+        return self._pick(indices, self._table)
+
+    def _pick(self, indices: list[int], table: FrameTable) -> Tensor:
+        places = defaultdict(list)
+        for place, index in enumerate(indices):
+            places[index].append(place)
+        picked = None
+        with self._opened() as (container, stream):
+            size = stream.codec_context.width, stream.codec_context.height
+            decoder, reformatter = Decoder(container, stream, table), VideoReformatter()
+            for index in sorted(places):
+                frame = decoder.frame(index)
+                if frame.width * frame.height > _MAX_PIXELS:
+                    raise Damage(f'frame {index} has {frame.width}x{frame.height} pixels')
+                if (frame.width, frame.height) != size:
+                    size = self._first_size()
+                rgb = reformatter.reformat(frame, *size, 'rgb24', threads=1).to_ndarray()
+                picture = torch.from_numpy(rgb).permute(2, 0, 1)
+                if picked is None:
+                    matrix = _display_matrix(frame)
+                    shape = _upright(picture, matrix).shape
+                    picked = torch.empty((len(indices), *shape), dtype=torch.uint8)
+                picked[places[index]] = _upright(picture, matrix)
+        return picked
+
+    def _first_size(self) -> tuple[int, int]:
+        """Width and height of the first frame, where the header has others than some frame."""
+        if self._size is None:
+            with self._opened() as (container, stream):
+                frame = Decoder(container, stream).frame(0)
+                self._size = frame.width, frame.height
+        return self._size
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        """The container and its first video; what fails in it is told as a `VideoError`."""
+        options = {'max_pixels': str(_MAX_PIXELS)}
+        if self._is_url:
+            place = self.name
+        else:
             # With its protocol, or FFmpeg takes what stands before a colon in a name for one.
+            place = f'file:{self._local_path()}'
+            options |= {'protocol_whitelist': 'file', 'format_whitelist': _allowed_formats()}
+        try:
             # Titles in another encoding than UTF-8 are no reason to refuse a video.
-            container = av.open(f'file:{self.path}', metadata_errors='ignore')
+            container = av.open(
+                place, options=options, metadata_errors='ignore', timeout=self.time_limit
+            )
+        except av.error.ExitError:
+            raise self._stalled() from None
         except av.FFmpegError as error:
-            raise BvtamError(
-                f'{self.path} cannot be opened as a video ({error.strerror}); '
+            reason = error.strerror
+            if isinstance(error, av.ArgumentError) and not self._is_url:
+                reason = 'it may be a list of other files'
+            raise VideoError(
+                f'{self.name} cannot be opened as a video ({reason}); '
                 'is it complete, and of a format that FFmpeg reads?'
             ) from error
         with container:
@@ -104,74 +215,35 @@ class VideoFile:
                 if not stream.disposition & Disposition.attached_pic and stream.codec_context
             ]
             if not streams:
-                raise BvtamError(f'{self.path} has no video stream; give a file with pictures')
-            count, damage = 0, None
+                raise VideoError(f'{self.name} has no video stream; give a file with pictures')
             try:
-                for frame in _sound_frames(container, streams[0]):
-                    yield frame
-                    count += 1
-            except _Damage as error:
-                damage = error
-        if not count:
-            raise BvtamError(
-                f'{self.path}: no frame can be decoded ({damage or "the stream is empty"}); '
-                'fetch or encode the video again'
-            )
-        if damage:
-            log.warning(
-                '%s is damaged (%s); decoded %d frames up to there', self.path, damage, count
-            )
+                yield container, streams[0]
+            except av.error.ExitError:
+                raise self._stalled() from None
+            except (Damage, av.FFmpegError) as error:
+                reason = getattr(error, 'strerror', None) or error
+                raise VideoError(
+                    f'{self.name} is damaged: {reason}; fetch or encode the video again'
+                ) from error
+
+    def _stalled(self) -> VideoError:
+        return VideoError(
+            f'{self.name} gave nothing for {self.time_limit:g} s; try again, or raise time_limit'
+        )
+
+    def _local_path(self) -> str:
+        if self._is_file:
+            return self.name
+        with _SPOOLING:
+            if self._copy is None:
+                self._copy = spool(self.name, self.time_limit)
+                weakref.finalize(self, remove, self._copy, os.getpid())
+        return self._copy
 
 
-class _Damage(Exception):
-    """Why decoding ended before the video does."""
-
-
-def _sound_frames(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[av.VideoFrame]:
-    """Frames in display order; `_Damage` where one is broken or the file ends too early.
-
-    What FFmpeg makes of a broken frame and of those that build on it is not part of the video.
-    """
-    # One thread: with several, FFmpeg marks the broken frames of H.264 sometimes, or never, and the
-    # same file would have another length each time. Videos are better decoded side by side.
-    stream.codec_context.thread_count = 1
-    packets = container.demux(stream)
-    num_packets, seconds, damage = 0, 0.0, None
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError as error:
-            packet, damage = None, error.strerror
-        if packet is not None and packet.is_corrupt:
-            packet, damage = None, 'a frame is cut short'
-        if packet is not None:
-            if not packet.size:
-                continue
-            num_packets += 1
-            if packet.pts is not None:
-                end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                seconds = max(seconds, float(end))
-        try:
-            frames = stream.decode(packet)  # None asks for the frames it still holds
-        except av.FFmpegError as error:
-            raise _Damage(error.strerror) from error
-        for frame in frames:
-            if frame.is_corrupt:
-                raise _Damage('a frame is broken')
-            yield frame
-        if packet is None:
-            break
-    if damage:
-        raise _Damage(damage)
-    # Some formats end without an error wherever the file was cut off. Headers are not exact either.
-    promised = (container.duration or 0) / av.time_base
-    if num_packets < 0.9 * stream.frames:
-        raise _Damage(f'it holds {num_packets} of {stream.frames} frames')
-    # With other streams, the longest of them may be the one that gives the file its duration.
-    if len(container.streams) == 1 and seconds < 0.9 * promised:
-        raise _Damage(f'it ends at {seconds:.1f} of {promised:.1f} s')
+@cache
+def _allowed_formats() -> str:
+    return ','.join(sorted(av.formats_available - _LISTS))
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -1,0 +1,188 @@
+"""Videos that are folders of images, or arrays in memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2.functional import resize, to_dtype
+
+from ..errors import BvtamError
+from .reader import Reader, VideoError
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.ppm')
+
+
+class _EvenFrames(Reader):
+    """Frames that follow each other at a fixed rate."""
+
+    def __init__(self, name: str, fps: float) -> None:
+        if not 0 < fps < float('inf'):
+            raise BvtamError(f'{name}: fps must be above 0, not {fps}')
+        self.name, self._fps = name, float(fps)
+
+    @property
+    def fps(self) -> float:
+        return self._fps
+
+    @property
+    def times(self) -> Tensor:
+        return torch.arange(self.num_frames, dtype=torch.float64) / self._fps
+
+    @property
+    def duration(self) -> float:
+        return self.num_frames / self._fps
+
+
+class FrameFolder(_EvenFrames):
+    """A folder of numbered images, in the order of their numbers.
+
+    Args:
+        path: the folder.
+        template: how the images are named, such as `{:05d}.jpg` or `img_%05d.png`; None where all
+            the numbered images of the folder are named alike.
+        first, last: numbers, as in the names, of the first and last frame, if not all belong to the
+            video.
+        fps: frames a second.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        BvtamError: a template without a place for one number, or `fps` not above 0.
+        VideoError: from all but the constructor, if the images cannot be told, are missing or damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        template: str | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        fps: float = 25.0,
+    ) -> None:
+        super().__init__(os.fspath(path), fps)
+        self.path, self.first, self.last = Path(path), first, last
+        self.template = template
+        if not self.path.is_dir():
+            raise FileNotFoundError(f'{self.path}: no such folder of frames')
+        if template is not None and len(_around_number(template)) != 2:
+            raise BvtamError(
+                f'{template!r} is no template of image names; one is {{:05d}}.jpg or img_%05d.jpg'
+            )
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The names of the images, by number."""
+        kinds: dict[tuple[str, str], dict[int, str]] = {}
+        for name in sorted(os.listdir(self.path)):
+            match = re.fullmatch(r'(.*?)(\d+)(\D*)', name)
+            if self.template is not None:
+                start, end = map(re.escape, _around_number(self.template))
+                match = re.fullmatch(f'({start})([0-9]+)({end})', name)
+            elif not name.lower().endswith(IMAGE_SUFFIXES):
+                continue
+            if match:
+                kinds.setdefault(match.group(1, 3), {})[int(match[2])] = name
+        if not kinds:
+            sought = f'images named {self.template}' if self.template else 'numbered images'
+            raise VideoError(f'{self.path} holds no {sought}; name a folder of frames')
+        if len(kinds) > 1:
+            names = ', '.join(next(iter(names.values())) for names in list(kinds.values())[:3])
+            raise VideoError(
+                f'{self.path} holds images of {len(kinds)} kinds ({names}); a template such as '
+                '{:05d}.jpg tells which are the frames'
+            )
+        (numbered,) = kinds.values()
+        if self.first is None and self.last is None:
+            return [numbered[number] for number in sorted(numbered)]
+        first = min(numbered) if self.first is None else self.first
+        last = max(numbered) if self.last is None else self.last
+        for number in range(first, last + 1):
+            if number not in numbered:
+                raise VideoError(
+                    f'{self.path} lacks frame {number} of {first} to {last}; extract them again'
+                )
+        if first > last:
+            raise VideoError(f'{self.path}: the first frame, {first}, is after the last, {last}')
+        return [numbered[number] for number in range(first, last + 1)]
+
+    @cached_property
+    def _size(self) -> list[int]:
+        return list(_read_image(self.path / self.files[0]).shape[1:])
+
+    def _read(self, indices: list[int]) -> Tensor:
+        pictures = {}
+        for index in set(indices):
+            picture = _read_image(self.path / self.files[index])
+            if list(picture.shape[1:]) != self._size:
+                picture = resize(picture, self._size)
+            pictures[index] = picture
+        return torch.stack([pictures[index] for index in indices])
+
+
+def _around_number(template: str) -> list[str]:
+    """What stands before and after the number in a template; of another length if it has not one."""
+    return re.split(r'\{(?::0?\d*d?)?\}|%0?\d*d', template)
+
+
+def _read_image(path: Path) -> Tensor:
+    """uint8 RGB (C, H, W), upright as its EXIF says."""
+    try:
+        with Image.open(path) as image:  # reads the header only, and refuses absurd sizes
+            if image.format not in ('JPEG', 'PNG'):
+                rgb = np.array(ImageOps.exif_transpose(image).convert('RGB'))
+                return torch.from_numpy(rgb).permute(2, 0, 1)
+        picture = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
+        return to_dtype(picture, torch.uint8, scale=True)  # PNG may have 16 bits
+    except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0]
+        raise VideoError(f'{path} cannot be read ({reason}); extract it again') from error
+
+
+class FrameArray(_EvenFrames):
+    """Frames in memory: uint8 RGB, (T, C, H, W) or (T, H, W, C), a numpy array or a tensor.
+
+    Args:
+        array: the frames.
+        fps: frames a second.
+        name: for messages.
+
+    Raises:
+        BvtamError: an array of another shape or type, or without frames.
+    """
+
+    def __init__(self, array: np.ndarray | Tensor, fps: float = 25.0, name: str = 'array') -> None:
+        super().__init__(name, fps)
+        if not isinstance(array, Tensor):
+            if array.dtype != np.uint8:
+                raise BvtamError(f'{name}: frames must be uint8, not {array.dtype}')
+            array = torch.from_numpy(np.require(array, requirements=['C', 'W']))
+        if (
+            array.dtype != torch.uint8
+            or array.ndim != 4
+            or 3 not in (array.shape[1], array.shape[3])
+        ):
+            raise BvtamError(
+                f'{name}: frames must be uint8 of shape (T, 3, H, W) or (T, H, W, 3), '
+                f'not {str(array.dtype).removeprefix("torch.")} of {tuple(array.shape)}'
+            )
+        if not array.numel():
+            raise BvtamError(f'{name} holds no frame; its shape is {tuple(array.shape)}')
+        self.frames = array if array.shape[1] == 3 else array.permute(0, 3, 1, 2)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.frames)
+
+    def _read(self, indices: list[int]) -> Tensor:
+        return self.frames[indices].cpu().contiguous()

@@ -1,0 +1,193 @@
+"""Procedural clips as real videos: H.264 in memory and in files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import torch
+from av.video.reformatter import VideoReformatter
+from torch import Tensor
+
+from ..errors import BvtamError
+
+if TYPE_CHECKING:
+    from .motion import MotionClips
+
+_BATCH = 1 << 24  # pixels rendered at a time, over all frames
+
+
+def recode(clip_CTHW: Tensor, quantiser: int) -> Tensor:
+    """The clip after H.264: each frame coded by itself, at a constant quantiser.
+
+    Codecs otherwise predict frames from earlier ones, and so leave a trace of the direction in which
+    time ran. This way, coding the reversed clip gives the reversed coded clip, to the last bit.
+
+    Args:
+        clip_CTHW: uint8 RGB (3, T, H, W), H and W even.
+        quantiser: H.264's QP, from 0 (lossless) to 51.
+
+    Returns:
+        uint8 RGB of the same shape.
+    """
+    _, _, height, width = clip_CTHW.shape
+    encoder = av.CodecContext.create('libx264', 'w')
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, 'yuv420p'
+    encoder.time_base = Fraction(1, 25)
+    encoder.thread_count = 1
+    encoder.options = {'qp': str(quantiser), 'g': '1', 'preset': 'veryfast'}
+    decoder = av.CodecContext.create('h264', 'r')
+    decoder.thread_count = 1
+    frames = [
+        frame
+        for picture in [*_pictures(clip_CTHW), None]
+        for packet in encoder.encode(picture)
+        for frame in decoder.decode(packet)
+    ]
+    frames += decoder.decode(None)
+    reformat = (
+        VideoReformatter().reformat
+    )  # one for all frames: setting it up takes most of the time
+    pictures = [torch.from_numpy(reformat(f, format='rgb24').to_ndarray()) for f in frames]
+    return torch.stack(pictures).permute(3, 0, 1, 2)
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    clip_CTHW: Tensor,
+    fps: float = 25.0,
+    quantiser: int = 20,
+    gop: int = 1,
+) -> Path:
+    """Writes an H.264 file, whole or not at all.
+
+    Args:
+        path: of the file, .mp4.
+        clip_CTHW: uint8 RGB (3, T, H, W), H and W even.
+        quantiser: H.264's QP, from 0 (lossless) to 51, for every frame: rate control would look back.
+        gop: frames from one that is coded by itself to the next. 1 keeps coding free of a direction
+            of time (see `recode`); 250 gives far smaller files.
+
+    Raises:
+        BvtamError: frames of an odd height or width, or a file that cannot be written.
+    """
+    path = Path(path)
+    _, _, height, width = clip_CTHW.shape
+    if height % 2 or width % 2:
+        raise BvtamError(f'{path}: H.264 needs an even height and width, not {height} x {width}')
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(f'file:{part}', 'w', format='mp4') as container:
+            options = {'qp': str(quantiser), 'g': str(gop), 'preset': 'slow', 'threads': '1'}
+            rate = Fraction(fps).limit_denominator(1001)
+            stream = container.add_stream('libx264', rate=rate, options=options)
+            stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+            for picture in [*_pictures(clip_CTHW), None]:
+                container.mux(stream.encode(picture))
+        _publish(part, path)
+    except OSError as error:  # FFmpeg's errors among them
+        raise BvtamError(f'{path} cannot be written: {error.strerror or error}') from None
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def write_videos(
+    clips: MotionClips,
+    out: str | os.PathLike[str],
+    count: int,
+    fps: float = 25.0,
+    quantiser: int = 20,
+    gop: int = 1,
+) -> Iterator[Path]:
+    """Writes the first `count` clips as H.264 files, `out/<split>/<class>/<index>.mp4`, and the list
+    `out/<split>.csv` with the columns video and label.
+
+    A file appears whole, and one that is there is kept, so a run that was stopped goes on where it
+    was when started again. Settings are in `out/<split>.json`; other ones are refused.
+
+    For clips that are to be sampled down later, see `cut_unit` of `MotionClips`.
+
+    Yields:
+        The path of each video, as soon as it is there: the place to report progress.
+
+    Raises:
+        BvtamError: `out` has videos of other settings, or cannot be written.
+    """
+    out = Path(out)
+    settings = {**clips.settings(), 'fps': fps, 'quantiser': quantiser, 'gop': gop}
+    record = out / f'{clips.split}.json'
+    try:
+        text = json.dumps(settings, indent=1) + '\n'
+        if record.exists() and record.read_text('utf-8') != text:
+            raise BvtamError(
+                f'{record} tells of other settings: name another folder or delete this'
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        _write_text(record, text)
+        frame = clips.size[0] * clips.size[1]
+        step = max(1, _BATCH // (frame * clips.num_frames))
+        rows = []
+        for start in range(0, count, step):
+            indices = range(start, min(start + step, count))
+            names = [clips.label_names[i % clips.num_classes] for i in indices]
+            paths = [
+                out / clips.split / name / f'{i:08d}.mp4'
+                for i, name in zip(indices, names, strict=True)
+            ]
+            missing = [i for i, path in zip(indices, paths, strict=True) if not path.exists()]
+            videos = dict(zip(missing, clips.render(missing)[0] if missing else (), strict=True))
+            for i, path, name in zip(indices, paths, names, strict=True):
+                if i in videos:
+                    write_video(path, videos[i], fps, quantiser, gop)
+                rows.append((path.relative_to(out).as_posix(), name))
+                yield path
+        _write_list(out / f'{clips.split}.csv', rows)
+    except OSError as error:
+        raise BvtamError(f'{out} cannot be written: {error.strerror or error}') from None
+
+
+def sample_clip(path: str | os.PathLike[str]) -> Path:
+    """Writes one video to try things with: 320 x 240, 4 s, 25 fps, under 150 kB.
+
+    `bvtam/assets/sample.mp4` comes from
+    `python -c "from bvtam.data.motion_files import sample_clip; sample_clip('sample.mp4')"`.
+    """
+    from .motion import MotionClips
+
+    clips = MotionClips(num_frames=100, size=(240, 320), family='direction')
+    video, _ = clips.render([48], [clips.label_names.index('right')])
+    return write_video(path, video[0], fps=25, quantiser=29, gop=250)
+
+
+def _pictures(clip_CTHW: Tensor) -> Iterator[av.VideoFrame]:
+    for number, picture in enumerate(clip_CTHW.permute(1, 2, 3, 0).contiguous().numpy()):
+        frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
+        frame.pts = number
+        yield frame
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    part.write_text(text, encoding='utf-8')
+    _publish(part, path)
+
+
+def _write_list(path: Path, rows: list[tuple[str, str]]) -> None:
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    with part.open('w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows([('video', 'label'), *rows])
+    _publish(part, path)
+
+
+def _publish(part: Path, path: Path) -> None:
+    with part.open('rb') as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)

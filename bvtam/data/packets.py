@@ -1,0 +1,290 @@
+"""When each frame of a video is shown, from its packets, and how to decode from the middle."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+# Codecs of which every packet that shows a picture shows one, and says so in its flags.
+_ONE_TO_ONE = {'av1', 'dnxhd', 'ffv1', 'h264', 'hevc', 'huffyuv', 'mjpeg', 'mpeg1video'}
+_ONE_TO_ONE |= {'mpeg2video', 'mpeg4', 'png', 'prores', 'vp8', 'vp9'}
+_MAYBE_FIELDS = ('mpegts', 'mpeg')  # formats of which a packet may be half of an interlaced frame
+_INTERLACED = range(2, 6)  # of FFmpeg's AVFieldOrder
+_NO_PICTURE = 8  # bytes: an MPEG-4 packet no longer than this may say 'as before'
+_NEAR = 32  # packets; so many are passed over sooner than a seek finds its place
+
+
+class Damage(Exception):
+    """Why a frame of the video cannot be had as it was."""
+
+
+class Mismatch(Exception):
+    """The decoder's frames are not those of the table."""
+
+
+class Key(NamedTuple):
+    """A packet at which decoding can start: its place in the file, and its times in ticks."""
+
+    number: int
+    pts: int
+    dts: int
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """The frames of a video in the order in which they are shown.
+
+    Attributes:
+        times: (V,) float64 seconds from the first frame.
+        duration: seconds from the first frame to the end of the last.
+        pts: (V,) int64, rising: the time of each frame in ticks of the stream; None where frames
+            are told by their count alone.
+        keys: where decoding can start, in the file's order.
+        starts: (V,) place in `keys` from which each frame is decoded.
+    """
+
+    times: Tensor
+    duration: float
+    pts: np.ndarray | None = None
+    keys: tuple[Key, ...] = ()
+    starts: np.ndarray | None = None
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    dts: int | None
+    duration: int
+    size: int
+    is_key: bool
+    is_shown: bool
+
+
+def scan(container: av.container.InputContainer, stream: av.VideoStream) -> FrameTable | None:
+    """The table of a newly opened stream, or None where only decoding tells its frames.
+
+    Raises:
+        Damage: a packet is cut short, or some are missing at the end.
+        av.FFmpegError: the container is damaged.
+    """
+    packets, end = [], 0.0
+    vp8 = stream.codec_context.codec.canonical_name == 'vp8'
+    for packet in container.demux():
+        if not packet.size:
+            continue
+        pts, duration = packet.pts, packet.duration or 0
+        if packet.stream is stream:
+            if packet.is_corrupt:
+                raise Damage(f'packet {len(packets)} is cut short')
+            shown = not packet.is_discard
+            if vp8 and not memoryview(packet)[0] & 0x10:  # only there for others to build on
+                shown = False
+            packets.append(
+                _Packet(pts, packet.dts, duration, packet.size, packet.is_keyframe, shown)
+            )
+        if pts is not None:
+            end = max(end, (pts + duration) * float(packet.time_base))
+    _check_complete(container, stream, len(packets), end)
+    return _table(container.format.name, stream, packets)
+
+
+def _check_complete(
+    container: av.container.InputContainer, stream: av.VideoStream, count: int, end: float
+) -> None:
+    """`Damage` where the header promises more: some formats end without an error where they are cut.
+
+    Headers are not exact, and a header that counts from time zero is no sign of damage.
+    """
+    # What is outside an edit list counts in the header, but is not in FFmpeg's index.
+    exact = 'mp4' in container.format.name.split(',')
+    promised = len(stream.index_entries) if exact else 0.9 * stream.frames
+    if count < promised:
+        raise Damage(f'it holds {count} of {max(stream.frames, int(promised))} frames')
+    seconds = (container.duration or 0) / av.time_base
+    if end < 0.9 * seconds:
+        raise Damage(f'it ends at {end:.1f} of {seconds:.1f} s')
+    if not count:
+        raise Damage('the stream is empty')
+
+
+def _table(format: str, stream: av.VideoStream, packets: list[_Packet]) -> FrameTable | None:
+    codec = stream.codec_context
+    name = codec.codec.canonical_name
+    if (
+        name not in _ONE_TO_ONE
+        or (format == 'avi' and codec.has_b_frames)  # it keeps no times, and FFmpeg guesses
+        or (format in _MAYBE_FIELDS and codec.field_order in _INTERLACED)
+        or (name == 'mpeg4' and min(p.size for p in packets) <= _NO_PICTURE)
+    ):
+        return None
+    shown = [(p.pts, number, p.duration) for number, p in enumerate(packets) if p.is_shown]
+    keys = [(number, p.pts, p.dts) for number, p in enumerate(packets) if p.is_key]
+    if (
+        not shown
+        or not keys
+        or any(row[0] is None for row in shown)
+        or None in [k[1] for k in keys]
+    ):
+        return None
+    pts, numbers, durations = np.array(sorted(shown), np.int64).T
+    key_numbers, key_pts = np.array([key[:2] for key in keys], np.int64).T
+    latest = np.searchsorted(key_numbers, numbers, 'right') - 1  # key at or before each packet
+    before = key_pts[np.maximum(latest - 1, 0)]
+    sound = (
+        key_numbers[0] == 0  # else the first frames build on what is missing
+        and (np.diff(pts) > 0).all()
+        and (np.diff(key_pts) > 0).all()  # else times start anew somewhere
+        and (pts >= before).all()
+    )
+    if not sound:
+        return None
+    # Frames shown before a key that stands before them in the file may need the key before it.
+    starts = np.minimum(latest, np.searchsorted(key_pts, pts, 'right') - 1)
+    tick = stream.time_base
+    times = torch.from_numpy((pts - pts[0]) * tick.numerator / tick.denominator)
+    last = float(durations[-1] * tick) or _interval(stream, times)
+    return FrameTable(
+        times,
+        float(times[-1]) + last,
+        pts,
+        tuple(Key(n, p, p if d is None else min(p, d)) for n, p, d in keys),
+        starts,
+    )
+
+
+def counted_table(stream: av.VideoStream, seconds: list[float | None]) -> FrameTable:
+    """The table of frames that came out of the decoder at these times, which may be missing."""
+    known = None not in seconds
+    if known and all(a < b for a, b in pairwise(seconds)):
+        times = torch.tensor(seconds, dtype=torch.float64) - seconds[0]
+    else:
+        rate = stream.average_rate or stream.guessed_rate or 25
+        times = torch.arange(len(seconds), dtype=torch.float64) / float(rate)
+    return FrameTable(times, float(times[-1]) + _interval(stream, times))
+
+
+def _interval(stream: av.VideoStream, times: Tensor) -> float:
+    """Mean seconds from a frame to the next."""
+    if len(times) > 1:
+        return float(times[-1]) / (len(times) - 1)
+    return 1 / float(stream.average_rate or stream.guessed_rate or 25)
+
+
+class Decoder:
+    """Frames of one newly opened stream; by their number, in rising order, or all of them.
+
+    With a table that has `pts` it goes on at a later keyframe where that is nearer to the frame,
+    and checks that the frames are those of the table.
+    """
+
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        stream: av.VideoStream,
+        table: FrameTable | None = None,
+    ) -> None:
+        # One thread: with several, FFmpeg marks the broken frames of H.264 sometimes, or never, and
+        # the same file would be sound each second time. Videos are better decoded side by side.
+        stream.codec_context.thread_count = 1
+        self.container, self.stream, self.table = container, stream, table
+        self.packets: Iterator[av.Packet] | None = container.demux(stream)
+        self.ready: deque[av.VideoFrame] = deque()
+        self.fed = 0  # packets up to where the decoder is in the file
+        self.due = 0  # number of the frame that must come next
+        self.floor: int | None = None  # pts of the keyframe at which decoding began
+
+    def __iter__(self) -> Iterator[av.VideoFrame]:
+        while (frame := self._next()) is not None:
+            self.due += 1
+            yield frame
+
+    def frame(self, number: int) -> av.VideoFrame:
+        """Frame `number`, not before the last one asked for.
+
+        Raises:
+            Damage: it, or one that it builds on, is broken.
+            Mismatch: the table is not this video's.
+        """
+        known = self.table is not None and self.table.pts is not None
+        if known:
+            place = int(self.table.starts[number])
+            if self.table.keys[place].number > self.fed:
+                self._enter(place)
+        while True:
+            frame = self._next()
+            if frame is None:
+                raise Mismatch(f'there is no frame {self.due}')
+            if known:
+                if self.floor is not None and frame.pts is not None and frame.pts < self.floor:
+                    continue  # builds on what was left out
+                if frame.pts != self.table.pts[self.due]:
+                    raise Mismatch(
+                        f'frame {self.due} is at {frame.pts}, not {self.table.pts[self.due]}'
+                    )
+            self.due += 1
+            if self.due > number:
+                return frame
+
+    def _next(self) -> av.VideoFrame | None:
+        while not self.ready and self.packets is not None:
+            packet = next(self.packets, None)
+            if packet is None:
+                self.packets = None
+            elif not packet.size:
+                continue
+            self._feed(packet)
+        if not self.ready:
+            return None
+        frame = self.ready.popleft()
+        if frame.is_corrupt:
+            raise Damage(f'frame {self.due} is broken')
+        return frame
+
+    def _feed(self, packet: av.Packet | None) -> None:
+        if packet is not None and packet.is_corrupt:
+            raise Damage(f'packet {self.fed} is cut short')
+        try:
+            self.ready.extend(self.stream.decode(packet))  # None asks for the frames it holds
+        except av.FFmpegError as error:
+            raise Damage(f'packet {self.fed} cannot be decoded ({error.strerror})') from error
+        self.fed += 1
+
+    def _enter(self, place: int) -> None:
+        """Goes on at the key `place`; the packets up to it are not decoded."""
+        key = self.table.keys[place]
+        self.ready.clear()
+        if key.number - self.fed <= _NEAR:
+            self.stream.codec_context.flush_buffers()
+            found = self._pass_to(key)
+        else:
+            # Where a seek ends depends on the format; if that is behind the key, one to before it.
+            found, aim, step = False, place, 1
+            while not found and aim >= 0:
+                try:
+                    self.container.seek(self.table.keys[aim].dts, stream=self.stream)
+                except av.FFmpegError as error:
+                    raise Mismatch(error.strerror) from None
+                self.packets = self.container.demux(self.stream)
+                found = self._pass_to(key)
+                aim, step = (max(0, aim - step) if aim else -1), 2 * step
+        if not found:
+            raise Mismatch(f'there is no keyframe at {key.pts}')
+
+    def _pass_to(self, key: Key) -> bool:
+        for packet in self.packets:
+            if packet.is_keyframe and packet.size and packet.pts is not None:
+                if packet.pts == key.pts:
+                    self.fed, self.floor = key.number, key.pts
+                    self.due = int(np.searchsorted(self.table.pts, key.pts))
+                    self._feed(packet)
+                    return True
+                if packet.pts > key.pts:
+                    break
+        return False

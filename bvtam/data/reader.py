@@ -1,0 +1,85 @@
+"""What all readers of videos have in common."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..errors import BvtamError
+
+
+class VideoError(BvtamError):
+    """A video that cannot be opened or decoded, is damaged, or stalls."""
+
+
+class Reader:
+    """Frames of one video by their number or time.
+
+    A subclass sets `name` and has `num_frames`, `times`, `duration` and `_read`.
+
+    Attributes:
+        name: the source, for messages.
+    """
+
+    name: str
+
+    @property
+    def times(self) -> Tensor:
+        """(V,) float64 seconds at which each frame appears, from 0 for the first."""
+        raise NotImplementedError
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last."""
+        raise NotImplementedError
+
+    def _read(self, indices: list[int]) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames V, at least 1."""
+        raise NotImplementedError
+
+    @property
+    def fps(self) -> float:
+        """Mean frames per second."""
+        last = float(self.times[-1])
+        return (self.num_frames - 1) / last if last else 1 / self.duration
+
+    def read(self, indices: Iterable[int]) -> Tensor:
+        """The frames at `indices`, counted from 0, in that order; an index may be given repeatedly.
+
+        Returns:
+            uint8 RGB tensor (T, C, H, W), upright as players show it. A frame of another size than
+            the first of the video is scaled to that.
+
+        Raises:
+            BvtamError: no index, or one outside [0, num_frames).
+            VideoError: the video is damaged.
+        """
+        wanted = [operator.index(i) for i in indices]
+        if not wanted:
+            raise BvtamError(f'{self.name}: no frame index given to read')
+        for index in (min(wanted), max(wanted)):
+            if not 0 <= index < self.num_frames:
+                raise BvtamError(
+                    f'{self.name}: frame {index} is outside the video, 0 to {self.num_frames - 1}'
+                )
+        return self._read(wanted)
+
+    def read_at(self, seconds: Iterable[float]) -> Tensor:
+        """The frames on screen at `seconds`, the first or last one for times outside the video.
+
+        Returns:
+            uint8 RGB tensor (T, C, H, W), as from `read`.
+
+        Raises:
+            BvtamError: as from `read`.
+        """
+        moments = torch.as_tensor([float(s) for s in seconds], dtype=torch.float64)
+        shown = torch.searchsorted(self.times, moments, right=True) - 1
+        return self.read(shown.clamp(0, self.num_frames - 1).tolist())

@@ -1,0 +1,60 @@
+"""Copies of what can be read only once."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import tempfile
+
+from .reader import VideoError
+
+_PIECE = 1 << 20  # bytes
+
+
+def spool(name: str, time_limit: float) -> str:
+    """Path of a new temporary file with all that a pipe gives; the caller removes it.
+
+    Raises:
+        VideoError: it is a device, gives nothing at all, or nothing for `time_limit` seconds, or the
+            temporary folder is full.
+    """
+    path = None
+    try:
+        # Opened like this, a pipe to which nobody writes does not wait for a writer.
+        source = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISFIFO(os.fstat(source).st_mode):
+                raise VideoError(f'{name} is a device; give a file, a pipe or an address')
+            target, path = tempfile.mkstemp(prefix='bvtam-')
+            with open(target, 'wb') as file:
+                while True:
+                    if not select.select([source], [], [], time_limit)[0]:
+                        raise VideoError(
+                            f'{name} gave nothing for {time_limit:g} s; is anything written to it?'
+                        )
+                    piece = os.read(source, _PIECE)
+                    if not piece:
+                        break
+                    file.write(piece)
+                empty = not file.tell()
+        finally:
+            os.close(source)
+        if empty:
+            raise VideoError(f'{name} is empty (0 bytes); is anything written to it?')
+        return path
+    except BaseException as error:
+        if path is not None:
+            os.unlink(path)
+        if isinstance(error, OSError):
+            raise VideoError(
+                f'{name} cannot be copied to {tempfile.gettempdir()} ({error.strerror}); '
+                'TMPDIR names another folder'
+            ) from None
+        raise
+
+
+def remove(path: str, process: int) -> None:
+    """Removes a copy, in the process that made it."""
+    if os.getpid() == process:
+        os.unlink(path)
