@@ -1,0 +1,267 @@
+"""Clips of the videos of a data set, for a `DataLoader`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from ..clip import ClipConfig
+from ..errors import BvtamError
+from .failures import VIDEO_ERRORS, check_policy
+from .frames import _read_image
+from .load import load_images, load_records
+from .records import Record, find_videos
+from .sampling import clip_indices, sample_seed, train_indices
+from .transforms import TrainTransform, to_crops
+from .video import FrameArray, FrameFolder, Reader, open_video
+
+__all__ = [
+    'ClipReader',
+    'ImageDataset',
+    'Record',
+    'SampleError',
+    'VideoDataset',
+    'collate',
+    'find_videos',
+    'load_images',
+    'load_records',
+]
+
+_TOLERANCE = 1e-6  # seconds
+_FRAMES_A_READ = 64  # at full size; more only where one clip has more
+_MOST_IN_A_ROW = 10  # videos that fail before no other is tried
+
+
+class SampleError(BvtamError):
+    """A video that cannot be read.
+
+    `DataLoader` makes it anew out of the traceback of a worker process, whose last line is kept.
+    """
+
+    def __init__(self, message: object = '') -> None:
+        last = str(message).rstrip('\n').rpartition('\n')[2]
+        super().__init__(last.removeprefix(f'{__name__}.{type(self).__name__}: '))
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Makes the clips of one video after another.
+
+    Attributes:
+        clip: how frames are chosen and prepared.
+        train: for a random clip of the video; None for its test views.
+        offsets: 'shared' or 'segment', of `train_indices`.
+        time_limit: seconds after which a video that yields nothing has failed.
+    """
+
+    clip: ClipConfig
+    train: TrainTransform | None = None
+    offsets: str = 'shared'
+    time_limit: float = 60.0
+
+    def __call__(
+        self, record: Record, generator: torch.Generator, content: bytes | None = None
+    ) -> dict[str, Any]:
+        """The sample of `record`, as `VideoDataset` gives it, without its index.
+
+        Args:
+            record: of the video.
+            generator: of all that is random about it.
+            content: of the video file, where it is not on disk.
+
+        Raises:
+            BvtamError, OSError: the video cannot be read, or has no frame in the range of the record.
+        """
+        clip, label = self.clip, record.label
+        with _on_disk(record.source, content) as path:
+            reader = self._open(path, record)
+            first, count = _range(reader, record)
+            if self.train is not None:
+                frames = train_indices(
+                    count,
+                    clip.num_frames,
+                    generator,
+                    clip.sampling,
+                    clip.frame_stride,
+                    self.offsets,
+                )
+                frames = [first + i for i in frames]
+                pixels, label = self.train(reader.read(frames), label, generator)
+            else:
+                clips = clip_indices(
+                    count, clip.num_frames, clip.num_clips, clip.sampling, clip.frame_stride
+                )
+                frames = [first + i for indices in clips for i in indices]
+                step = clip.num_frames * max(1, _FRAMES_A_READ // clip.num_frames)
+                parts = [frames[i : i + step] for i in range(0, len(frames), step)]
+                pictures = (p for part in parts for p in reader.read(part).split(clip.num_frames))
+                pixels = torch.cat([to_crops(p, clip) for p in pictures])
+        return {'clip': pixels, 'label': label, 'video': record.source, 'frames': frames}
+
+    def _open(self, path: str, record: Record) -> Reader:
+        if (record.first, record.last) != (None, None):
+            return FrameFolder(path, first=record.first, last=record.last)
+        return open_video(path, time_limit=self.time_limit)
+
+
+@contextmanager
+def _on_disk(source: str, content: bytes | None) -> Iterator[str]:
+    """The path of `source`, or of a temporary file with this content."""
+    if content is None:
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix='bvtam-') as folder:
+        path = os.path.join(folder, 'video' + os.path.splitext(source)[1])
+        with open(path, 'wb') as file:
+            file.write(content)
+        try:
+            yield path
+        except VIDEO_ERRORS as error:
+            raise BvtamError(str(error).replace(path, source)) from error
+
+
+def _range(reader: Reader, record: Record) -> tuple[int, int]:
+    """The first frame that the record speaks of, and how many there are."""
+    if record.start is None and record.end is None:
+        return 0, reader.num_frames
+    start, end = record.start or 0.0, reader.duration if record.end is None else record.end
+    bounds = reader.times.new_tensor([start, end]) - _TOLERANCE
+    first, after = torch.searchsorted(reader.times, bounds).tolist()
+    if first == after:
+        raise BvtamError(
+            f'{record.source}: no frame appears from {start:g} to {end:g} s; '
+            f'the video lasts {reader.duration:g} s'
+        )
+    return first, after - first
+
+
+class VideoDataset(Dataset):
+    """Clips of videos, of grey levels 0 to 255; `normalize` them on the device.
+
+    A sample is a dict: `clip`, uint8 (C, T, S, S) in training and (views, C, T, S, S) else, where
+    views are num_clips * num_crops, all crops of the first clip first; `label`; `index`; `video`, the
+    source of its record; `frames`, the indices of its frames in the video, clip after clip; `failed`,
+    a list of (video, reason).
+
+    What is random about a sample depends on `seed`, the epoch and the index alone: the same whichever
+    worker makes it, whatever it made before.
+
+    Args:
+        records: the videos.
+        clip: how frames are chosen and prepared.
+        train: transform for random clips; None for test views.
+        offsets: of uniform sampling in training, 'shared' by all segments or for each 'segment'.
+        seed: of the run.
+        on_error: what a video that cannot be read does: 'raise' a `SampleError` that names it; 'skip'
+            gives None as the clip, and an entry in `failed`; 'substitute' puts another video of the
+            data set in its place, drawn by the sample's own generator, and an entry in `failed`.
+        time_limit: seconds after which a video that yields nothing has failed.
+
+    Raises:
+        BvtamError: no records, or an unknown policy. Samples raise `SampleError`, also where ten
+            videos in a row cannot be read.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        clip: ClipConfig,
+        *,
+        train: TrainTransform | None = None,
+        offsets: str = 'shared',
+        seed: int = 0,
+        on_error: str = 'raise',
+        time_limit: float = 60.0,
+    ) -> None:
+        if not len(records):
+            raise BvtamError('a data set needs at least one video')
+        self.records = records
+        self.read = ClipReader(clip, train, offsets, time_limit)
+        self.seed, self.on_error = seed, check_policy(on_error)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws anew; worker processes that live on see it too."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]  # IndexError ends an iteration
+        seed = sample_seed(self.seed, int(self._epoch), index)
+        generator = torch.Generator().manual_seed(seed)
+        failed: list[tuple[str, str]] = []
+        place = index
+        while True:
+            record, content = self._get(place)
+            try:
+                sample = self.read(record, generator, content)
+            except VIDEO_ERRORS as error:
+                failed.append(failure(record.source, error, self.on_error, len(failed)))
+                if self.on_error == 'substitute':
+                    place = int(torch.randint(len(self), (), generator=generator))
+                    continue
+                sample = missing(record)
+            return sample | {'index': index, 'failed': failed}
+
+    def _get(self, index: int) -> tuple[Record, bytes | None]:
+        """A record, and the content of its file where that is not on disk."""
+        return self.records[index], None
+
+
+def failure(video: str, error: Exception, on_error: str, before: int) -> tuple[str, str]:
+    """What goes into `failed` for one more video, after `before` others in a row.
+
+    Raises:
+        SampleError: the policy is to raise, or too many have failed.
+    """
+    if on_error == 'raise':
+        raise SampleError(error if video in str(error) else f'{video}: {error}') from error
+    if on_error == 'substitute' and before + 1 == _MOST_IN_A_ROW:
+        raise SampleError(f'{_MOST_IN_A_ROW} videos in a row failed; the last: {error}') from error
+    return video, str(error)
+
+
+def missing(record: Record) -> dict[str, Any]:
+    """The sample of a video that cannot be read, without its index."""
+    return {'clip': None, 'label': record.label, 'video': record.source, 'frames': []}
+
+
+class ImageDataset(VideoDataset):
+    """`VideoDataset` of image files: clips of one frame, one of them in a test."""
+
+    def __init__(self, records: Sequence[Record], clip: ClipConfig, **options: Any) -> None:
+        super().__init__(records, replace(clip, num_frames=1, num_clips=1), **options)
+        self.read = _ImageReader(**vars(self.read))
+
+
+class _ImageReader(ClipReader):
+    def _open(self, path: str, record: Record) -> FrameArray:
+        return FrameArray(_read_image(Path(path))[None], name=path)
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of samples, for `DataLoader(collate_fn=...)`.
+
+    Returns:
+        `clip`, stacked, or None if no sample has one; `label` and `index`, int64 (B,), and `video`, a
+        list, of the B samples that have one; `failed`, the (video, reason) of all samples.
+    """
+    kept = [sample for sample in samples if sample['clip'] is not None]
+    return {
+        # Stacked in shared memory where this is a worker process.
+        'clip': default_collate([sample['clip'] for sample in kept]) if kept else None,
+        'label': torch.tensor([sample['label'] for sample in kept], dtype=torch.int64),
+        'index': torch.tensor([sample['index'] for sample in kept], dtype=torch.int64),
+        'video': [sample['video'] for sample in kept],
+        'failed': [failure for sample in samples for failure in sample['failed']],
+    }

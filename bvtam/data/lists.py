@@ -1,0 +1,359 @@
+"""Lists and annotations of videos, line by line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import BvtamError, nearest
+from .records import VIDEO_SUFFIXES, Record, is_url
+
+log = logging.getLogger('bvtam')
+
+SPLITS = ('train', 'val', 'test')
+_SPLIT_NAMES = {
+    **{name: name for name in SPLITS},
+    **{'training': 'train', 'testing': 'test'},
+    **dict.fromkeys(('valid', 'validate', 'validation'), 'val'),
+}
+
+
+def split_name(text: str) -> str:
+    """'train', 'val' or 'test' for the names that data sets have for them, '' for others."""
+    return _SPLIT_NAMES.get(text.strip().lower(), '')
+
+
+class _Row(NamedTuple):
+    """What a line says about a video."""
+
+    where: str
+    files: list[str]  # names that it may have, the likeliest first
+    label: str = ''
+    first: int | None = None
+    last: int | None = None
+    start: float | None = None
+    end: float | None = None
+    split: str = ''
+    folders: tuple[str, ...] = ('',)  # in which it may be, the likeliest first
+
+
+def read_list(
+    path: Path, root: Path, names: list[str] | None
+) -> tuple[dict[str, list[Record]], list[str] | None]:
+    """The records of each part, under '' where parts are not named, and the label names.
+
+    Args:
+        path: of a list or annotations, as `load_records` tells them.
+        root: folder that its paths start from.
+        names: labels in the order of their indices; None for those of the list.
+
+    Raises:
+        BvtamError: a line that cannot be understood, or whose video is missing.
+    """
+    vanish = False
+    if path.suffix.lower() == '.json':
+        rows = list(_something_json(path))
+        beside = sorted(path.parent.glob('*labels.json'))
+        if names is None and len(beside) == 1:
+            names = read_labels(beside[0])
+    else:
+        lines = _text(path)
+        header = [cell.strip(' "').lower() for cell in lines[0][1].split(',')]
+        vanish = 'youtube_id' in header
+        if vanish or 'video' in header:
+            read = _kinetics if vanish else _table
+            rows = [read(where, row) for where, row in _dicts(header, lines[1:])]
+        else:
+            rows = list(_plain_lines(lines))
+    texts = {row.label for row in rows if row.label}
+    if names is None and not all(map(_is_number, texts)):
+        names = sorted(texts)
+    label_of, files = _label_reader(names), _Files(root)
+
+    parts: dict[str, list[Record]] = defaultdict(list)
+    missing = []
+    for row in rows:
+        found = files.find(os.path.join(x, file) for file in row.files for x in row.folders)
+        if found is None:
+            if not vanish:
+                raise BvtamError(f'{row.where}: there is no video {root / row.files[0]}')
+            missing.append(row.files[0])
+            continue
+        source, is_folder = found
+        if not is_folder and row.first is not None:
+            raise BvtamError(
+                f'{row.where}: first and last number the images of a folder, but {source} is a file'
+            )
+        last = row.last if is_folder else None  # TSN's lists count the frames of files too
+        record = Record(source, label_of(row), row.first, last, row.start, row.end)
+        parts[row.split].append(record)
+    if missing and len(missing) == len(rows):
+        raise BvtamError(
+            f'{path}: none of its {len(rows)} videos is in {root}; name their folder (root)'
+        )
+    if missing:
+        log.warning(
+            '%s: %d of %d videos are not in %s, the first is %s',
+            path,
+            len(missing),
+            len(rows),
+            root,
+            missing[0],
+        )
+    return dict(parts) or {'': []}, names
+
+
+def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> list[str]:
+    """Label names in the order of their indices, from a file where a path is given.
+
+    Raises:
+        BvtamError: a name that is there twice, or indices that are not 0, 1, 2, and so on.
+    """
+    where = 'labels'
+    if isinstance(labels, (str, os.PathLike)):
+        path = Path(labels)
+        where = str(path)
+        if path.suffix.lower() == '.json':
+            labels = _json(path)
+        else:
+            labels = [text for _, text in _text(path)]
+            pairs = [re.fullmatch(r'(.+),\s*(\d+)', text) for text in labels]
+            if all(pairs):
+                labels = {match[1]: match[2] for match in pairs}
+        if isinstance(labels, dict):
+            try:
+                order = {int(index): name for name, index in labels.items()}
+                labels = [order[index] for index in range(len(labels))]
+            except (TypeError, ValueError, KeyError):
+                raise BvtamError(f'{where}: its indices are not 0, 1, 2, and so on') from None
+    names = list(labels)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise BvtamError(f'{where}: give a list of label names')
+    if len(set(names)) < len(names):
+        double = next(name for i, name in enumerate(names) if name in names[:i])
+        raise BvtamError(f'{where}: the label {double!r} is there twice')
+    return names
+
+
+def _label_reader(names: list[str] | None) -> Any:
+    """A function from a row to the index of its label."""
+    index = {name: i for i, name in enumerate(names or [])}
+    for name, i in list(index.items()):
+        index.setdefault(_plain(name), i)
+
+    def label_of(row: _Row) -> int:
+        text = row.label
+        if not text:
+            return -1
+        if text in index:
+            return index[text]
+        if not _is_number(text):
+            raise BvtamError(f'{row.where}: unknown label {text!r}{nearest(text, index)}')
+        label = int(text)
+        if label < 0 or (names is not None and label >= len(names)):
+            most = f'to {len(names) - 1}' if names is not None else 'up'
+            raise BvtamError(f'{row.where}: label {label} is out of range, from 0 {most}')
+        return label
+
+    return label_of
+
+
+class _Files:
+    """Finds videos in a folder; each folder in it is listed once, since asking for each file of a
+    large data set takes minutes on a network drive."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folders: dict[str, tuple[str, dict[str, tuple[str, bool]]]] = {}
+
+    def find(self, places: Iterable[str]) -> tuple[str, bool] | None:
+        """The first that is there, and whether it is a folder."""
+        for place in places:
+            if is_url(place):
+                return place, False
+            head, name = os.path.split(place.rstrip('/'))
+            if head not in self.folders:
+                folder = os.path.normpath(self.root / head)
+                self.folders[head] = folder, self._list(folder)
+            folder, entries = self.folders[head]
+            if name in entries:
+                name, is_folder = entries[name]
+                return os.path.join(folder, name), is_folder
+        return None
+
+    @staticmethod
+    def _list(folder: str) -> dict[str, tuple[str, bool]]:
+        """Entries by their name, videos also by their name without its ending."""
+        try:
+            with os.scandir(folder) as entries:
+                found = {entry.name: (entry.name, entry.is_dir()) for entry in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise BvtamError(f'{folder} cannot be read: {error.strerror}') from None
+        for name in sorted(found):
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in VIDEO_SUFFIXES:
+                found.setdefault(stem, (name, False))
+        return found
+
+
+def _text(path: Path) -> list[tuple[str, str]]:
+    """Lines that are not blank, each with its place for messages."""
+    try:
+        lines = path.read_text(encoding='utf-8-sig').split('\n')
+    except UnicodeDecodeError:
+        raise BvtamError(
+            f'{path} is not UTF-8 text; give a folder, a list or annotations'
+        ) from None
+    except OSError as error:
+        raise BvtamError(f'{path} cannot be read: {error.strerror}') from None
+    found = [(f'{path}, line {n}', text.strip()) for n, text in enumerate(lines, 1) if text.strip()]
+    if not found:
+        raise BvtamError(f'{path} is empty')
+    return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads('\n'.join(text for _, text in _text(path)))
+    except ValueError as error:
+        raise BvtamError(f'{path} is not JSON: {error}') from None
+
+
+def _cells(where: str, text: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([text], strict=True))]
+    except csv.Error as error:
+        raise BvtamError(f'{where}: {error}') from None
+
+
+def _dicts(
+    header: list[str], lines: Iterable[tuple[str, str]]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    for where, text in lines:
+        cells = _cells(where, text)
+        if len(cells) != len(header):
+            raise BvtamError(
+                f'{where} has {len(cells)} columns, but the header {len(header)}: {",".join(header)}'
+            )
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _table(where: str, row: dict[str, str]) -> _Row:
+    """A line of a CSV file whose header names a video."""
+    if not row['video']:
+        raise BvtamError(f'{where} names no video')
+    first, last = (_number(where, name, row.get(name, ''), int) for name in ('first', 'last'))
+    start, end = (_number(where, name, row.get(name, ''), float) for name in ('start', 'end'))
+    for name, low, high in (('last', first, last), ('end', start, end)):
+        if low is not None and high is not None and high < low:
+            raise BvtamError(f'{where}: {name} {high} lies before {low}')
+    split = _split(where, row['split']) if 'split' in row else ''
+    return _Row(where, [row['video']], row.get('label', ''), first, last, start, end, split)
+
+
+def _kinetics(where: str, row: dict[str, str]) -> _Row:
+    key, label, part = row['youtube_id'], row.get('label', ''), row.get('split', '')
+    start, end = (
+        _number(where, f'time_{x}', row.get(f'time_{x}', ''), float) for x in ('start', 'end')
+    )
+    files = [key]
+    if start is not None and end is not None:
+        files = [f'{key}_{int(start):06d}_{int(end):06d}', key]
+    split = _split(where, part) if part else ''
+    return _Row(where, files, label, split=split, folders=_kinetics_folders(label, part, split))
+
+
+@cache  # for its memory: few results for many lines
+def _kinetics_folders(label: str, *parts: str) -> tuple[str, ...]:
+    labels = ('', label, label.replace(' ', '_'))
+    return tuple(dict.fromkeys(os.path.join(part, x) for part in ('', *parts) for x in labels))
+
+
+def _plain_lines(lines: Sequence[tuple[str, str]]) -> Iterator[_Row]:
+    """A list without a header, whose first line tells which columns it has."""
+    where, text = lines[0]
+    words = text.split()
+    numbers = next((i for i, w in enumerate(words[::-1]) if not _is_number(w)), len(words))
+    sep, columns = None, min(numbers, 3, len(words) - 1) + 1
+    if ';' in text:
+        sep = ';'
+    elif columns == 1 and ',' in text:
+        sep = ','
+    elif columns == 1 and len(words) == 2:
+        columns = 2
+
+    def split(where: str, text: str) -> list[str]:
+        if sep is None:
+            return text.rsplit(None, columns - 1)
+        return _cells(where, text) if sep == ',' else [cell.strip() for cell in text.split(';')]
+
+    columns = len(split(where, text))
+    counted = columns in (3, 4) and all(map(_is_number, split(where, text)[1:-1]))
+    folders = ('', 'training', 'validation') if sep == ',' else ('',)  # of Moments in Time
+    for where, text in lines:
+        cells = split(where, text)
+        if len(cells) != columns:
+            raise BvtamError(f'{where} has {len(cells)} columns, but the first line {columns}')
+        first = last = None
+        if not cells[0]:
+            raise BvtamError(f'{where} names no video')
+        if counted:
+            bounds = [_number(where, 'frame number', cell, int) for cell in cells[1:-1]]
+            first, last = bounds if columns == 4 else (None, bounds[0])
+            if last < (first or 0):
+                raise BvtamError(f'{where}: last frame {last} lies before {first or 0}')
+        label = cells[-1] if counted else cells[1] if columns > 1 else ''
+        yield _Row(where, cells[:1], label, first, last, folders=folders)
+
+
+def _something_json(path: Path) -> Iterator[_Row]:
+    entries = _json(path)
+    if not isinstance(entries, list):
+        raise BvtamError(f'{path} is no list of {{id, template}} as of Something-Something')
+    for number, entry in enumerate(entries, 1):
+        where = f'{path}, entry {number}'
+        if not isinstance(entry, dict) or not isinstance(entry.get('id'), (str, int)):
+            raise BvtamError(f'{where} has no id')
+        label = entry.get('template', entry.get('label', ''))
+        if not isinstance(label, str):
+            raise BvtamError(f'{where}: its label is no text')
+        yield _Row(where, [str(entry['id'])], _plain(label))
+
+
+def _plain(label: str) -> str:
+    """Something-Something's templates mark what was put in for their words by brackets."""
+    return label.replace('[', '').replace(']', '')
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r'-?\d+', text) is not None
+
+
+def _number(where: str, name: str, text: str, kind: type) -> Any:
+    """`text` as an int or float, not below 0; None where it is empty."""
+    if not text:
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float('inf'):
+        raise BvtamError(f'{where}: {name} must be a number from 0, not {text!r}')
+    return value
+
+
+def _split(where: str, text: str) -> str:
+    split = split_name(text)
+    if not split:
+        raise BvtamError(f'{where}: the split {text!r} is none of {", ".join(SPLITS)}')
+    return split

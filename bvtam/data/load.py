@@ -1,0 +1,224 @@
+"""The videos of a data set and their labels, from class folders or from a list."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from ..errors import BvtamError, nearest
+from .frames import IMAGE_SUFFIXES
+from .lists import SPLITS, read_labels, read_list, split_name
+from .records import VIDEO_SUFFIXES, Record, find_videos, unreadable, walk
+
+
+def load_records(
+    data: str | os.PathLike[str],
+    split: str = '',
+    root: str | os.PathLike[str] | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    val_share: float = 0.2,
+    seed: int = 0,
+) -> tuple[list[Record], list[str] | None]:
+    """The videos of one part of a data set.
+
+    What `data` may be, where a video is a file or a folder of images:
+
+    =========================================  =====================================================
+    folder `train/LABEL/...`, `val/LABEL/...`  class folders with parts (`test/`, with labels or not)
+    folder `LABEL/...`                         class folders; `val_share` of each class is 'val'
+    folder of videos, or one video             without labels, for `split=''`
+    CSV, header with `video`                   and `label`, `start,end`, `first,last`, `split`, or not
+    CSV, header with `youtube_id`              Kinetics: `label,youtube_id,time_start,time_end,split`
+    CSV without header                         `video,label`, more columns ignored (Moments in Time)
+    lines `folder first last label`            the authors' lists; also with `;`
+    lines `folder num_frames label`            TSN's lists; also with `;`
+    lines `video label`, `video`               also with `;` (Something-Something V1: `id;label`)
+    JSON list of `{id, template}`              Something-Something V2
+    =========================================  =====================================================
+
+    A label of a list is a name or a number from 0. Videos of Kinetics and Something-Something are
+    found by their id, with any ending; those of Kinetics, cut to length and named `ID_000010_000020`
+    or `ID`, also in folders named by label, part or both. Since many of Kinetics have vanished, those
+    that are not there are counted in a warning; in other lists a missing video is an error.
+
+    Args:
+        data: folder, list or annotations.
+        split: 'train', 'val', 'test', or '' for all. A data set that does not name its parts has
+            'train' and 'val', which are drawn from each class.
+        root: folder that the paths of a list start from; None for the folder of the list.
+        labels: names in the order of their indices, or a file with them: a line each, lines
+            `name,index`, or JSON (a list, or an index for each name). None: the sorted names of the
+            class folders, or of the labels in a list unless they are numbers; for Something-Something
+            V2 those of a file `*labels.json` beside it, if there is one.
+        val_share: share of the videos of each class that is 'val', at least one and not all; 0 for
+            none, 1 for all.
+        seed: of that draw. It depends on the path of a video in `root` and on nothing else.
+
+    Returns:
+        Records, those of folders sorted by label and path, those of lists in their order; and the
+        label names, or None for numbers without names.
+
+    Raises:
+        BvtamError: a class folder without videos, or with one that cannot be parted; a line that is
+            malformed, with a label that is unknown or a video that is missing; no video in the part.
+        FileNotFoundError: there is no `data`.
+    """
+    return _load(data, split, root, labels, val_share, seed, images=False)
+
+
+def load_images(
+    data: str | os.PathLike[str],
+    split: str = '',
+    root: str | os.PathLike[str] | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    val_share: float = 0.2,
+    seed: int = 0,
+) -> tuple[list[Record], list[str] | None]:
+    """`load_records` for images: class folders hold image files, and so do lists `video label`."""
+    return _load(data, split, root, labels, val_share, seed, images=True)
+
+
+def _load(
+    data: str | os.PathLike[str],
+    split: str,
+    root: str | os.PathLike[str] | None,
+    labels: Sequence[str] | str | os.PathLike[str] | None,
+    val_share: float,
+    seed: int,
+    images: bool,
+) -> tuple[list[Record], list[str] | None]:
+    if split not in ('', *SPLITS):
+        raise BvtamError(f'split must be one of {", ".join(SPLITS)} or empty, not {split!r}')
+    if not 0 <= val_share <= 1:
+        raise BvtamError(f'val_share must be a share from 0 to 1, not {val_share}')
+    data = Path(data)
+    if not data.exists():
+        raise FileNotFoundError(f'{data}: no such folder or list of videos')
+    names = read_labels(labels) if labels is not None else None
+    if data.is_dir():
+        base = data
+        parts, names = _class_folders(data, split, names, images)
+    elif data.suffix.lower() in VIDEO_SUFFIXES:
+        base, parts = data.parent, {'': [Record(str(data))]}
+    else:
+        base = Path(root) if root is not None else data.parent
+        parts, names = read_list(data, base, names)
+    if not split:
+        records = [record for part in parts.values() for record in part]
+    elif set(parts) == {''}:
+        records = _drawn(parts[''], split, names, val_share, seed, base, data)
+        if not records and val_share in (0, 1):
+            return [], names
+    else:
+        records = parts.get(split, [])
+    if not records:
+        raise BvtamError(
+            f'{data} has no video of the split {split!r}' if split else f'{data} is empty'
+        )
+    return records, names
+
+
+def _class_folders(
+    data: Path, split: str, names: list[str] | None, images: bool
+) -> tuple[dict[str, list[Record]], list[str] | None]:
+    """The records of each part, under '' where parts are not named, and the label names."""
+    folders = _subfolders(data)
+    named = {}
+    for folder in folders:
+        part = split_name(folder.name)
+        if part and part in named:
+            raise BvtamError(f'{named[part]} and {folder.name} mean the same: keep one of the two')
+        if part:
+            named[part] = folder
+    if not ({'train', 'val'} <= set(named) or (named and len(named) == len(folders))):
+        named = {'': data}
+    elif split and split not in named:
+        raise BvtamError(f'{data} has no folder {split}, only {", ".join(sorted(named))}')
+    classes = {part: _subfolders(folder) for part, folder in named.items()}
+    flat = '' in named and not images and all(_holds(f, IMAGE_SUFFIXES) for f in folders)
+    if flat and not split:
+        return {'': [Record(video) for video in find_videos([data])]}, names
+    if names is None:
+        names = sorted({f.name for part in classes if part != 'test' for f in classes[part]})
+    index = {name: label for label, name in enumerate(names)}
+    suffixes, kind = (IMAGE_SUFFIXES, 'image') if images else (VIDEO_SUFFIXES, 'video')
+
+    parts: dict[str, list[Record]] = {}
+    for part in sorted(named, key=('', *SPLITS).index):
+        if split and part and part != split:
+            continue
+        if part == 'test' and not classes[part]:  # its labels may be secret
+            parts[part] = [Record(source) for source in walk(named[part], suffixes, images)]
+            continue
+        if not classes[part]:
+            raise BvtamError(
+                f'{named[part]} holds no class folders: LABEL/{kind}, one folder a class'
+            )
+        if _holds(named[part], suffixes):
+            raise BvtamError(
+                f'{named[part]} holds {kind}s beside class folders: move them into one'
+            )
+        parts[part] = []
+        for folder in classes[part]:
+            if folder.name not in index:
+                raise BvtamError(
+                    f'{folder} is none of the {len(names)} labels{nearest(folder.name, names)}'
+                )
+            found = walk(folder, suffixes, images)
+            if not found:
+                raise BvtamError(f'the class folder {folder} holds no {kind}: fill or remove it')
+            if found == [str(folder)]:
+                raise BvtamError(
+                    f'the class folder {folder} holds images: make a folder of them for each video'
+                )
+            parts[part] += [Record(source, index[folder.name]) for source in found]
+    return parts, names
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith('.'))
+    except OSError as error:
+        raise unreadable(error) from None
+
+
+def _holds(folder: Path, suffixes: tuple[str, ...]) -> bool:
+    names = (f.name for f in folder.iterdir())
+    return any(name.lower().endswith(suffixes) and name[0] != '.' for name in names)
+
+
+def _drawn(
+    records: Sequence[Record],
+    split: str,
+    names: Sequence[str] | None,
+    val_share: float,
+    seed: int,
+    base: Path,
+    data: Path,
+) -> list[Record]:
+    """The records of 'train' or 'val', in their order; parts of one video of a class stay together."""
+    if split == 'test':
+        raise BvtamError(f'{data} does not name its parts: it has a train and a val split, no test')
+    if val_share in (0, 1):
+        return list(records) if (split == 'val') == bool(val_share) else []
+    classes: dict[int, set[str]] = defaultdict(set)
+    for record in records:
+        classes[record.label].add(record.source)
+
+    def draw(source: str) -> bytes:
+        return blake2b(f'{seed},{source.removeprefix(prefix)}'.encode()).digest()
+
+    held, prefix = set(), os.path.join(base, '')
+    for label, sources in classes.items():
+        if len(sources) < 2:
+            name = repr(names[label]) if names and label >= 0 else label
+            raise BvtamError(
+                f'{data}: the class {name} has one video, too few for a train and a val split; add '
+                'another, or name the two sets by themselves'
+            )
+        count = min(max(1, round(val_share * len(sources))), len(sources) - 1)
+        held |= {(label, source) for source in sorted(sources, key=draw)[:count]}
+    return [r for r in records if ((r.label, r.source) in held) == (split == 'val')]

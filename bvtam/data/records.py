@@ -1,0 +1,107 @@
+"""Videos on disk, and what a data set says about each."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import BvtamError
+from .frames import IMAGE_SUFFIXES
+
+VIDEO_SUFFIXES = (
+    '.3gp', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4',
+    '.mpeg', '.mpg', '.mts', '.ogv', '.ts', '.webm', '.wmv', '.y4m',
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One video of a data set, or a part of one.
+
+    Attributes:
+        source: path of a file or of a folder of frames, or a URL.
+        label: index of its class; -1 where there is none.
+        first, last: numbers of the first and last frame, as in the file names of a frame folder.
+        start, end: seconds in a video; the frames that appear from `start` on, before `end`.
+    """
+
+    source: str
+    label: int = -1
+    first: int | None = None
+    last: int | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+def is_url(source: str) -> bool:
+    return '://' in source
+
+
+def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Paths and URLs of videos, in the order of `sources`, each once.
+
+    Args:
+        sources: files, taken as they are; folders, searched with all folders in them for files with
+            one of `VIDEO_SUFFIXES`, in capitals too, and for frame folders, which are folders with
+            images and without such files; patterns with `*`, `?`, `[...]` and `**`, whose matches
+            are searched for the same; URLs and '-' (standard input), taken as they are. Hidden files
+            and folders, whose names begin with a dot, are only found by their full name.
+
+    Raises:
+        BvtamError: a source that gives no video, or a folder that cannot be read.
+    """
+    found: dict[str, str] = {}
+    for source in map(os.fspath, sources):
+        if source == '-' or is_url(source):
+            found.setdefault(source, source)
+            continue
+        if os.path.isdir(source):
+            videos, hint = walk(source), 'holds no video and no folder of frames'
+        elif os.path.exists(source):
+            videos = [source]
+        elif glob.has_magic(source):
+            videos, hint = [], 'matches no video and no folder of frames'
+            for match in sorted(glob.iglob(source, recursive=True)):
+                if os.path.isdir(match):
+                    videos += walk(match)
+                elif match.lower().endswith(VIDEO_SUFFIXES):
+                    videos.append(match)
+        else:
+            raise BvtamError(f'{source}: no such file or folder')
+        if not videos:
+            raise BvtamError(f'{source} {hint}; videos are {" ".join(VIDEO_SUFFIXES)}')
+        for video in videos:
+            found.setdefault(os.path.abspath(video), video)
+    return list(found.values())
+
+
+def walk(
+    folder: str | os.PathLike[str],
+    suffixes: tuple[str, ...] = VIDEO_SUFFIXES,
+    images: bool = False,
+) -> list[str]:
+    """Files with these endings in `folder` and below; without `images`, frame folders too."""
+    found, seen = [], set()
+
+    def fail(error: OSError) -> None:
+        raise unreadable(error)
+
+    for path, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:  # a link to a folder further up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if name[0] != '.']
+        files = [name for name in files if name[0] != '.']
+        wanted = [name for name in files if name.lower().endswith(suffixes)]
+        found += [os.path.join(path, name) for name in wanted]
+        if not wanted and not images and any(n.lower().endswith(IMAGE_SUFFIXES) for n in files):
+            found.append(path)
+    return sorted(found)
+
+
+def unreadable(error: OSError) -> BvtamError:
+    return BvtamError(f'{error.filename} cannot be read: {error.strerror}')

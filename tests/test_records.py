@@ -1,0 +1,408 @@
+import json
+import os
+import shutil
+from collections import Counter
+
+import pytest
+
+from bvtam import BvtamError
+from bvtam.data.datasets import Record, find_videos, load_images, load_records
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'')
+
+
+def short(records, root):
+    return [(os.path.relpath(r.source, root), r.label) for r in records]
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8')
+    return path
+
+
+# ---- find_videos ----
+
+
+@pytest.fixture
+def tree(tmp_path):
+    touch(tmp_path, 'b.MP4', 'a/c.webm', 'a/deep/d.mkv', 'a/notes.txt', 'a/thumbnail.jpg')
+    touch(tmp_path, 'frames/00001.JPG', 'frames/00002.jpg', '.hidden.mp4', '.git/e.mp4')
+    return tmp_path
+
+
+def test_folders_are_searched_and_sorted(tree):
+    found = find_videos([tree])
+    assert [os.path.relpath(f, tree) for f in found] == [
+        'a/c.webm',
+        'a/deep/d.mkv',
+        'b.MP4',
+        'frames',
+    ]
+
+
+def test_sources_keep_their_order_and_come_once(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    sources = ['b.MP4', 'http://host/x.mp4?y=1', 'a', './b.MP4', '-', str(tree / 'a/c.webm'), '-']
+    expected = ['b.MP4', 'http://host/x.mp4?y=1', 'a/c.webm', 'a/deep/d.mkv', '-']
+    assert find_videos(sources) == expected
+    assert find_videos(['a/notes.txt']) == ['a/notes.txt']  # asked for by name
+    assert find_videos(['.hidden.mp4']) == ['.hidden.mp4']
+
+
+def test_patterns(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    assert find_videos(['a/*']) == ['a/c.webm', 'a/deep/d.mkv']
+    assert find_videos(['**/*.mkv']) == ['a/deep/d.mkv']
+    assert find_videos(['fr*']) == ['frames']
+    touch(tree, 'clip[1].mp4')
+    assert find_videos(['clip[1].mp4']) == ['clip[1].mp4']
+
+
+def test_links_to_a_folder_above_end(tree):
+    (tree / 'a' / 'loop').symlink_to(tree)
+    assert len(find_videos([tree])) == 4
+
+
+@pytest.mark.parametrize('source', ['nothing.mp4', '*.avi', 'empty', 'a/*.txt'])
+def test_a_source_without_videos_is_named(tree, monkeypatch, source):
+    monkeypatch.chdir(tree)
+    (tree / 'empty').mkdir()
+    with pytest.raises(BvtamError) as error:
+        find_videos(['b.MP4', source])
+    assert str(error.value).startswith(source)
+
+
+# ---- class folders ----
+
+
+def test_folders_with_parts(tmp_path):
+    touch(tmp_path, 'train/run/1.mp4', 'train/Jump/2.avi', 'train/run/x/3.mp4', 'train/readme.txt')
+    touch(
+        tmp_path, 'validation/run/4/00001.jpg', 'validation/run/4/00002.jpg', 'validation/.x/5.mp4'
+    )
+    records, names = load_records(tmp_path, 'train')
+    assert names == ['Jump', 'run']  # as torchvision sorts them: capitals first
+    assert short(records, tmp_path) == [
+        ('train/Jump/2.avi', 0),
+        ('train/run/1.mp4', 1),
+        ('train/run/x/3.mp4', 1),
+    ]
+    val, val_names = load_records(tmp_path, 'val')
+    assert val_names == names and short(val, tmp_path) == [('validation/run/4', 1)]
+    assert load_records(tmp_path)[0] == records + val
+    with pytest.raises(BvtamError, match='no folder test'):
+        load_records(tmp_path, 'test')
+
+
+def test_given_labels_set_the_order(tmp_path):
+    touch(tmp_path, 'a/1.mp4', 'b/2.mp4')
+    records, names = load_records(tmp_path, labels=['b', 'none', 'a'])
+    assert names == ['b', 'none', 'a'] and [r.label for r in records] == [2, 0]
+    with pytest.raises(BvtamError, match=r'b is none of the 2 labels'):
+        load_records(tmp_path, labels=['a', 'c'])
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    touch(tmp_path, 'train/1.mp4', 'train/2.mp4', 'bus/1.mp4', 'bus/2.mp4')
+    records, names = load_records(tmp_path)
+    assert names == ['bus', 'train'] and [r.label for r in records] == [0, 0, 1, 1]
+
+
+def test_a_test_part_without_labels(tmp_path):
+    touch(tmp_path, 'train/a/1.mp4', 'val/a/2.mp4', 'test/3.mp4', 'test/4.mp4')
+    records, names = load_records(tmp_path, 'test')
+    assert short(records, tmp_path) == [('test/3.mp4', -1), ('test/4.mp4', -1)] and names == ['a']
+    assert len(load_records(tmp_path)[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ('files', 'message'),
+    [
+        (['a/1.mp4', 'b/readme.txt'], 'class folder .*/b holds no video'),
+        (['a/1.mp4', 'b/1.jpg'], 'class folder .*/b holds images'),
+        (['a/1.mp4', '2.mp4'], 'beside class folders'),
+        (['train/1.mp4', 'val/2.mp4'], 'train holds no class folders'),
+        (['train/a/1.mp4', 'val/a/1.mp4', 'valid/a/1.mp4'], 'mean the same'),
+    ],
+)
+def test_wrong_folders(tmp_path, files, message):
+    touch(tmp_path, *files)
+    with pytest.raises(BvtamError, match=message):
+        load_records(tmp_path)
+
+
+def test_videos_without_labels(tmp_path):
+    touch(tmp_path, '1.mp4', '2.mp4')
+    assert load_records(tmp_path) == (
+        [Record(str(tmp_path / '1.mp4')), Record(str(tmp_path / '2.mp4'))],
+        None,
+    )
+    assert load_records(tmp_path / '1.mp4') == ([Record(str(tmp_path / '1.mp4'))], None)
+    touch(tmp_path / 'f', 'v1/1.jpg', 'v2/1.jpg')
+    assert short(load_records(tmp_path / 'f')[0], tmp_path) == [('f/v1', -1), ('f/v2', -1)]
+    with pytest.raises(BvtamError, match='no class folders'):
+        load_records(tmp_path / 'f' / 'v1', 'train')
+
+
+def test_images(tmp_path):
+    touch(tmp_path, 'train/cat/1.JPEG', 'train/dog/2.png', 'val/cat/3.jpg')
+    records, names = load_images(tmp_path, 'train')
+    assert names == ['cat', 'dog']
+    assert short(records, tmp_path) == [('train/cat/1.JPEG', 0), ('train/dog/2.png', 1)]
+
+
+# ---- the split ----
+
+
+def test_split_of_each_class(tmp_path):
+    counts = {'a': 2, 'b': 3, 'c': 10, 'd': 33}
+    for name, count in counts.items():
+        touch(tmp_path / 'one', *(f'{name}/{i}.mp4' for i in range(count)))
+    root = tmp_path / 'one'
+    train, val = (load_records(root, split, val_share=0.25)[0] for split in ('train', 'val'))
+    assert sorted(train + val, key=lambda r: r.source) == load_records(root)[0]
+    # Python rounds 2.5 to 2.
+    assert Counter(r.label for r in val) == {0: 1, 1: 1, 2: 2, 3: 8}
+    other = load_records(root, 'val', val_share=0.25, seed=1)[0]
+    assert Counter(r.label for r in other) == Counter(r.label for r in val) and other != val
+    # The same wherever the folder lies, in a list too, and in whichever order it comes.
+    moved = shutil.copytree(root, tmp_path / 'two' / 'three')
+    assert short(load_records(moved, 'val', val_share=0.25)[0], moved) == short(val, root)
+    paths = [
+        f'{os.path.relpath(r.source, root)} {r.label}' for r in reversed(load_records(root)[0])
+    ]
+    file = write(tmp_path / 'list.txt', '\n'.join(paths))
+    listed = load_records(file, 'val', root=root, val_share=0.25)[0]
+    assert sorted(short(listed, root)) == sorted(short(val, root))
+    # A class more changes nothing for the others.
+    touch(root, '0/1.mp4', '0/2.mp4')
+    more = load_records(root, 'val', val_share=0.25)[0]
+    assert [r.source for r in more][1:] == [r.source for r in val]
+
+
+def test_a_tiny_or_huge_share_leaves_both_parts_a_video(tmp_path):
+    touch(tmp_path, *(f'a/{i}.mp4' for i in range(5)))
+    for share, expected in ((0.01, 1), (0.99, 4), (0, 0), (1, 5)):
+        val = load_records(tmp_path, 'val', val_share=share)[0]
+        train = load_records(tmp_path, 'train', val_share=share)[0]
+        assert (len(val), len(train)) == (expected, 5 - expected)
+    with pytest.raises(BvtamError, match='val_share'):
+        load_records(tmp_path, 'val', val_share=1.5)
+
+
+def test_parts_of_a_video_stay_together(tmp_path):
+    touch(tmp_path, *(f'{i}.mp4' for i in range(6)))
+    rows = [f'{i % 6}.mp4,x,{i},{i + 1}' for i in range(30)]
+    file = write(tmp_path / 'list.csv', 'video,label,start,end\n' + '\n'.join(rows))
+    train, val = (load_records(file, split)[0] for split in ('train', 'val'))
+    assert len(train) == 25 and len(val) == 5
+    assert not {r.source for r in train} & {r.source for r in val}
+
+
+def test_a_class_with_one_video_cannot_be_split(tmp_path):
+    touch(tmp_path, 'a/1.mp4', 'a/2.mp4', 'lonely/1.mp4')
+    assert len(load_records(tmp_path)[0]) == 3
+    with pytest.raises(BvtamError, match="class 'lonely' has one video"):
+        load_records(tmp_path, 'train')
+    with pytest.raises(BvtamError, match='no test'):
+        load_records(tmp_path, 'test')
+    with pytest.raises(BvtamError, match='split must be one of'):
+        load_records(tmp_path, 'eval')
+
+
+# ---- lists ----
+
+
+@pytest.fixture
+def videos(tmp_path):
+    root = tmp_path / 'videos'
+    touch(root, 'a.mp4', 'my clip.mp4', 'b/c.avi', '12345/00001.jpg', 'training/x/m.mp4')
+    return root
+
+
+LISTS = [
+    # the authors', with a folder that is named by a number and one with a space
+    ('12345 1 48 5', [('12345', 5, 1, 48)], None),
+    ('12345;2;48;0\n', [('12345', 0, 2, 48)], None),
+    ('12345/ 48 5', [('12345', 5, None, 48)], None),
+    ('12345;48;jump', [('12345', 0, None, 48)], ['jump']),
+    ('a.mp4 300 2', [('a.mp4', 2)], None),  # the whole file
+    ('a.mp4 0\n\nmy clip.mp4 1\n', [('a.mp4', 0), ('my clip.mp4', 1)], None),
+    ('a.mp4 run\nb/c.avi Fly', [('a.mp4', 1), ('b/c.avi', 0)], ['Fly', 'run']),
+    ('12345;Putting [x], then more\na;Go', [('12345', 1), ('a.mp4', 0)], ['Go', 'Putting [x], then more']),
+    ('12345', [('12345', -1)], None),
+    ('my clip.mp4;1', [('my clip.mp4', 1)], None),
+    ('x/m.mp4,clapping,3,0', [('training/x/m.mp4', 0)], ['clapping']),  # Moments in Time
+    ('\ufeffvideo,label\r\n"my clip.mp4",1\r\n', [('my clip.mp4', 1)], None),
+    ('video\na.mp4', [('a.mp4', -1)], None),
+    ('label,video,first,last\n3,12345,2,9', [('12345', 3, 2, 9)], None),
+    ('video,label,start,end\na.mp4,x,1.5,2.5\na.mp4,x,,3', [
+        ('a.mp4', 0, None, None, 1.5, 2.5), ('a.mp4', 0, None, None, None, 3.0)], ['x']),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('text', 'expected', 'names'), LISTS)
+def test_lists(videos, text, expected, names):
+    file = write(videos / 'lists' / 'list.csv', text)
+    records, found = load_records(file, root=videos)
+    assert records == [Record(str(videos / source), *rest) for source, *rest in expected]
+    assert found == names
+
+
+def test_paths_start_at_the_list(videos):
+    file = write(
+        videos / 'b' / 'list.txt', f'c.avi 0\n../a.mp4 1\n{videos}/my clip.mp4 1\ns3://x/y.mp4 0'
+    )
+    sources = [record.source for record in load_records(file)[0]]
+    expected = [str(videos / name) for name in ('b/c.avi', 'a.mp4', 'my clip.mp4')]
+    assert sources == [*expected, 's3://x/y.mp4']
+
+
+def test_a_split_column(videos):
+    text = 'video,label,split\na.mp4,x,train\nb/c.avi,y,validate\n12345,x,train\n'
+    file = write(videos / 'list.csv', text)
+    train, names = load_records(file, 'train')
+    assert short(train, videos) == [('a.mp4', 0), ('12345', 0)] and names == ['x', 'y']
+    assert short(load_records(file, 'val')[0], videos) == [('b/c.avi', 1)]
+    assert len(load_records(file)[0]) == 3
+    with pytest.raises(BvtamError, match="no video of the split 'test'"):
+        load_records(file, 'test')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a.mp4 0\nmissing.mp4 1', 'line 2: there is no video .*/missing.mp4'),
+        ('12345 1 48 5\n12345 48 5', 'line 2 has 3 columns, but the first line 4'),
+        ('12345 1 48 5\na b 48 5', "line 2: frame number must be a number from 0, not 'b'"),
+        ('12345 48 1 5', 'line 1: last frame 1 lies before 48'),
+        ('a.mp4 1 48 5', 'line 1: first and last .* is a file'),
+        ('a.mp4 0\nb/c.avi -1', 'line 2: label -1 is out of range, from 0 up'),
+        ('video,label\na.mp4,0\n\na.mp4', 'line 4 has 1 columns, but the header 2: video,label'),
+        ('video,label\n,0', 'line 2 names no video'),
+        (';0', 'line 1 names no video'),
+        ('video,start\na.mp4,x', "line 2: start must be a number from 0, not 'x'"),
+        ('video,start\na.mp4,nan', 'line 2: start must be'),
+        ('video,start,end\na.mp4,3,2', 'line 2: end 2.0 lies before 3.0'),
+        ('video,split\na.mp4,half', "line 2: the split 'half' is none of"),
+        ('video,label\n"a.mp4,1', 'line 2: '),
+        (' \n', 'is empty'),
+    ],
+)
+def test_a_wrong_line_is_named(videos, text, message):
+    file = write(videos / 'list.csv', text)
+    with pytest.raises(BvtamError, match=message) as error:
+        load_records(file)
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('label', 'message'),
+    [('jmup', "unknown label 'jmup'; did you mean jump"), ('2', 'from 0 to 1')],
+)
+def test_labels_of_lists_are_checked(videos, label, message):
+    file = write(videos / 'list.txt', f'a.mp4 jump\na.mp4 {label}')
+    with pytest.raises(BvtamError, match=f'line 2: .*{message}'):
+        load_records(file, labels=['run', 'jump'])
+    good = write(videos / 'good.txt', 'a.mp4 jump\na.mp4 0')
+    records, names = load_records(good, labels=['run', 'jump'])
+    assert [r.label for r in records] == [1, 0] and names == ['run', 'jump']
+
+
+def test_a_file_that_is_no_list(videos):
+    (videos / 'x.bin').write_bytes(bytes(range(256)))
+    with pytest.raises(BvtamError, match=r'x\.bin is not UTF-8 text'):
+        load_records(videos / 'x.bin')
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        load_records(videos / 'nowhere')
+
+
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('labels.txt', 'run\nJump, high\n'),
+        ('moments_categories.txt', 'Jump, high,1\nrun,0\n'),
+        ('list.json', '["run", "Jump, high"]'),
+        ('index.json', '{"Jump, high": "1", "run": 0}'),
+    ],
+)
+def test_label_files(videos, name, text):
+    file = write(videos / 'list.txt', 'a.mp4;Jump, high')
+    records, names = load_records(file, labels=write(videos / name, text))
+    assert names == ['run', 'Jump, high'] and records[0].label == 1
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'message'),
+    [
+        ('l.txt', 'run\nrun', "label 'run' is there twice"),
+        ('l.txt', 'run,0\njump,2', 'not 0, 1, 2'),
+        ('l.json', '[1, 2]', 'list of label names'),
+        ('l.json', '{', 'is not JSON'),
+    ],
+)
+def test_wrong_label_files(videos, name, text, message):
+    with pytest.raises(BvtamError, match=rf'{name}.*{message}'):
+        load_records(videos, labels=write(videos / name, text))
+
+
+# ---- annotations of public data sets ----
+
+
+def test_kinetics(tmp_path, caplog):
+    touch(tmp_path, 'aaa_000001_000011.mp4', 'ride bike/bbb_000002_000012.mkv')
+    touch(tmp_path, 'train/ride_bike/ccc.mp4', 'validate/ride bike/-_d_000100_000110.mp4')
+    rows = ['swim,aaa,1,11,train', 'ride bike,bbb,2,12,train', 'ride bike,ccc,3,13,train']
+    rows += ['ride bike,-_d,100,110,validate', 'swim,gone,5,15,train', 'swim,gone2,5,15,validate']
+    file = write(
+        tmp_path / 'k.csv', 'label,youtube_id,time_start,time_end,split\n' + '\n'.join(rows)
+    )
+    train, names = load_records(file, 'train')
+    assert names == ['ride bike', 'swim']
+    assert short(train, tmp_path) == [
+        ('aaa_000001_000011.mp4', 1),
+        ('ride bike/bbb_000002_000012.mkv', 0),
+        ('train/ride_bike/ccc.mp4', 0),
+    ]
+    assert '2 of 6 videos are not in' in caplog.text and 'gone_000005_000015' in caplog.text
+    val = load_records(file, 'val')[0]
+    assert short(val, tmp_path) == [('validate/ride bike/-_d_000100_000110.mp4', 0)]
+    with pytest.raises(BvtamError, match='none of its 6 videos is in'):
+        load_records(file, root=tmp_path / 'elsewhere')
+
+
+def test_something_something_v2(tmp_path):
+    touch(tmp_path, 'videos/7.webm', 'videos/8.mp4', 'videos/9/00001.jpg')
+    template = 'Pretending to put [something] on [something]'
+    entries = [
+        {'id': '7', 'label': 'x on y', 'template': template, 'placeholders': ['x', 'y']},
+        {'id': 8, 'label': 'z', 'template': 'Dropping [something]', 'placeholders': ['z']},
+        {'id': '9'},
+    ]
+    file = write(tmp_path / 'a' / 'something-something-v2-train.json', json.dumps(entries))
+    expected = [('videos/7.webm', 1), ('videos/8.mp4', 0), ('videos/9', -1)]
+    names = ['Dropping something', 'Pretending to put something on something']
+    records, found = load_records(file, root=tmp_path / 'videos')
+    assert found == names and short(records, tmp_path) == expected
+    # The published indices, from the file beside it or a given one; names with brackets match too.
+    labels = json.dumps({names[1]: '0', names[0]: '1'})
+    write(tmp_path / 'a' / 'something-something-v2-labels.json', labels)
+    for given in (None, names[::-1], [template, 'Dropping [something]']):
+        records, _ = load_records(file, root=tmp_path / 'videos', labels=given)
+        assert [r.label for r in records] == [0, 1, -1]
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [('{}', 'no list of'), ('[{"id": "7"}, {}]', 'entry 2 has no id'), ('[', 'not JSON')],
+)
+def test_wrong_annotations(tmp_path, text, message):
+    touch(tmp_path, '7.webm')
+    with pytest.raises(BvtamError, match=rf'x\.json.*{message}'):
+        load_records(write(tmp_path / 'x.json', text))
