@@ -1,76 +1,16 @@
-"""The command line: one thin command per use. Results on stdout, logs and progress on stderr."""
+"""Commands about networks and weights."""
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .errors import BvtamError
-
-app = typer.Typer(
-    name='bvtam',
-    help='A model zoo for efficient video recognition: bLVNet-TAM, bLNet, TSN, TSM, TAM-ResNet.',
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-Json = Annotated[bool, typer.Option('--json', help='Print one JSON document instead of a table.')]
-
-
-def main() -> None:
-    """Runs the command line: exit 0 done, 1 failed with one line on stderr, 2 wrong usage."""
-    logging.basicConfig(format='%(message)s', stream=sys.stderr, level=logging.WARNING)
-    try:
-        app()
-    except (BvtamError, ValueError, OSError) as error:
-        text = ' '.join(str(error).split()) or type(error).__name__
-        print(f'bvtam: {text}', file=sys.stderr)
-        sys.exit(1)
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
-
-
-def _table(columns: list[str], rows: list[list[Any]], title: str | None = None) -> None:
-    """A table on stdout; numbers are right-aligned, and nothing is cut off where output is a file."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    plain = {'markup': False, 'emoji': False, 'highlight': False}  # labels may hold [brackets]
-    console = Console(**plain)
-    if not console.is_terminal:
-        console = Console(width=1000, **plain)
-    table = Table(title=title and Text(title), title_justify='left', box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        numeric = all(isinstance(row[i], (int, float)) for row in rows)
-        table.add_column(column, justify='right' if numeric else 'left')
-    for row in rows:
-        table.add_row(*(Text(f'{v:,}' if type(v) is int else str(v)) for v in row))
-    console.print(table)
-
-
-def _figures(values: dict[str, Any]) -> str:
-    return ', '.join(f'{k} {v:,}' if type(v) is int else f'{k} {v}' for k, v in values.items())
-
-
-def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """A bar on stderr, where that is a terminal and there is more than one item."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if total < 2 or not console.is_terminal:
-        return items
-    return track(items, total=total, console=console, transient=True)
+from ..errors import BvtamError
+from .shared import Json, app, figures, print_json, progress, table
 
 
 @app.command('list')
@@ -82,9 +22,9 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List networks, or weights."""
-    from .factory import list_models, list_pretrained
-    from .hub import store
-    from .hub.table import entries
+    from ..factory import list_models, list_pretrained
+    from ..hub import store
+    from ..hub.table import entries
 
     if not pretrained:
         names = list_models(pattern)
@@ -107,9 +47,9 @@ def list_(
             }
         )
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     elif rows:
-        _table(list(rows[0]), [list(r.values()) for r in rows])
+        table(list(rows[0]), [list(r.values()) for r in rows])
 
 
 @app.command()
@@ -118,18 +58,18 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show a network: parameters, features, options, ClipConfig."""
-    from .factory import describe
+    from ..factory import describe
 
     facts = describe(name)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     flat = {}
     for key, value in facts.items():
         flat |= (
             {f'{key}.{k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
         )
-    _table(['', ''], [[k, f'{v:,}' if type(v) is int else v] for k, v in flat.items()], name)
+    table(['', ''], [[k, f'{v:,}' if type(v) is int else v] for k, v in flat.items()], name)
 
 
 @app.command()
@@ -146,31 +86,31 @@ def flops(
     as_json: Json = False,
 ) -> None:
     """Count multiply-accumulates with fvcore: as published, and as executed here."""
-    from . import flops as room
-    from .factory import list_models
+    from .. import flops as room
+    from ..factory import list_models
 
     if check == bool(name):
         raise typer.BadParameter('give the NAME of a network, or --check')
     if check:
-        rows = list(_progress(room.check(), len(room.published())))
+        rows = list(progress(room.check(), len(room.published())))
         if as_json:
-            _print_json(rows)
+            print_json(rows)
         else:
             columns = ['model', 'num_frames', 'size', 'num_classes', 'ok']
-            table = [
-                [*(r[c] for c in columns), *(_figures(r[k]) for k in ('expected', 'computed'))]
+            rows_shown = [
+                [*(r[c] for c in columns), *(figures(r[k]) for k in ('expected', 'computed'))]
                 for r in rows
             ]
-            _table([*columns, 'published', 'computed'], table)
+            table([*columns, 'published', 'computed'], rows_shown)
         if not all(row['ok'] for row in rows):
             raise BvtamError(f'{sum(not row["ok"] for row in rows)} of {len(rows)} rows differ')
         return
     names = list_models(name) or [name]
-    costs = [room.flops(n, frames, size, num_classes) for n in _progress(names, len(names))]
+    costs = [room.flops(n, frames, size, num_classes) for n in progress(names, len(names))]
     if as_json:
-        _print_json(costs if set('*?[') & set(name) else costs[0])
+        print_json(costs if set('*?[') & set(name) else costs[0])
     else:
-        _table(list(costs[0]), [list(c.values()) for c in costs])
+        table(list(costs[0]), [list(c.values()) for c in costs])
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
@@ -202,38 +142,15 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Turn an authors' checkpoint into a zoo folder (config.json, model.safetensors, card)."""
-    from .hub.convert import convert as run
-    from .hub.store import read_config
+    from ..hub.convert import convert as run
+    from ..hub.store import read_config
 
     folder = run(checkpoint, name, labels, out, **_options(option or []))
     if as_json:
-        _print_json({'folder': str(folder), **read_config(folder)})
+        print_json({'folder': str(folder), **read_config(folder)})
     else:
         arch = read_config(folder)['architecture']
         print(f'{arch} written to {folder}\nuse it as local-dir:{folder}')
-
-
-@app.command()
-def predict(
-    videos: Annotated[list[str], typer.Argument(help='Video files.')],
-    model: Annotated[
-        str, typer.Option(help='ARCH, ARCH.TAG, local-dir:PATH or hf-hub:REPO.')
-    ] = 'bvtam_r50_8x2',
-    topk: Annotated[int, typer.Option(help='Classes to show.')] = 5,
-    as_json: Json = False,
-) -> None:
-    """Name what a video shows: the likeliest classes and their scores."""
-    from .factory import create_model
-    from .inference.predict import predict as run
-
-    net = create_model(model, pretrained=True).eval()
-    results = [run(net, video, topk) for video in _progress(videos, len(videos))]
-    if as_json:
-        _print_json(results)
-        return
-    for result in results:
-        rows = [[t['label'], t['index'], f'{t["score"]:.4f}'] for t in result['top']]
-        _table(['label', 'index', 'score'], rows, result['video'])
 
 
 @app.command()
@@ -242,15 +159,15 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check weights: hashes, a strict load, and the logits of a stored clip (default: all here)."""
-    from .hub import store
-    from .hub.verify import verify as run
+    from ..hub import store
+    from ..hub.verify import verify as run
 
     names = [name] if name else [str(folder) for folder in store.folders()]
-    results = [run(n) for n in _progress(names, len(names))]
+    results = [run(n) for n in progress(names, len(names))]
     if as_json:
-        _print_json(results)
+        print_json(results)
     elif results:
-        _table(list(results[0]), [list(r.values()) for r in results])
+        table(list(results[0]), [list(r.values()) for r in results])
     else:
         print('no weights here', file=sys.stderr)
 
@@ -265,11 +182,7 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Upload a zoo folder to the Hugging Face Hub."""
-    from .hub.push import push_folder
+    from ..hub.push import push_folder
 
     url = push_folder(folder, repo_id, private, revision or None, create_pr)
-    _print_json({'url': url}) if as_json else print(url)
-
-
-if __name__ == '__main__':
-    main()
+    print_json({'url': url}) if as_json else print(url)
