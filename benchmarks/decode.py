@@ -59,7 +59,8 @@ def plain(path, indices=None):
         container.streams.video[0].codec_context.thread_count = 1
         for i, frame in enumerate(container.decode(video=0)):
             if i in wanted:
-                pictures.append(torch.from_numpy(frame.to_ndarray(format='rgb24')))
+                rgb = frame.to_ndarray(format='rgb24', threads=1)
+                pictures.append(torch.from_numpy(rgb))
             if indices is not None and i == indices[-1]:
                 break
     return torch.stack(pictures).permute(0, 3, 1, 2) if pictures else None

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2.functional import resize, to_dtype
+from torchvision.transforms.v2.functional import resize
 
 from ..errors import BvtamError
 from .reader import Reader, VideoError
@@ -138,14 +137,14 @@ def _around_number(template: str) -> list[str]:
 def _read_image(path: Path) -> Tensor:
     """uint8 RGB (C, H, W), upright as its EXIF says."""
     try:
-        with Image.open(path) as image:  # reads the header only, and refuses absurd sizes
-            if image.format not in ('JPEG', 'PNG'):
-                rgb = np.array(ImageOps.exif_transpose(image).convert('RGB'))
-                return torch.from_numpy(rgb).permute(2, 0, 1)
-        picture = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
-        return to_dtype(picture, torch.uint8, scale=True)  # PNG may have 16 bits
-    except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0]
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith('I;16'):  # grey, of which PIL would clip what is above 255
+                grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+                upright = Image.fromarray(grey)
+            return torch.from_numpy(np.array(upright.convert('RGB'))).permute(2, 0, 1)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VideoError(f'{path} cannot be read ({reason}); extract it again') from error
 
 

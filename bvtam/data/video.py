@@ -89,7 +89,7 @@ class VideoFile(Reader):
         if not self.time_limit > 0:
             raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
         self._table: FrameTable | None = None
-        self._size: tuple[int, int] | None = None
+        self._size: tuple[int, int] | None = None  # of the first frame, where others differ
         self._copy: str | None = None  # of a pipe
         if self.name.startswith('file://'):
             self.name = url2pathname(urlsplit(self.name).path)
@@ -120,12 +120,12 @@ class VideoFile(Reader):
         return self._frames().duration
 
     def _frames(self) -> FrameTable:
-        if self._table is None:
+        table = self._table
+        if table is None:
             with self._opened() as (container, stream):
-                self._table = scan(container, stream)
-            if self._table is None:
-                self._table = self._count()
-        return self._table
+                table = scan(container, stream)
+            self._table = table = table or self._count()
+        return table
 
     def _count(self) -> FrameTable:
         """The table of the frames that decoding the whole video gives."""
@@ -143,13 +143,13 @@ class VideoFile(Reader):
             if table.pts is None:
                 raise VideoError(f'{self.name} has changed while it was read') from None
             log.debug('%s is read from its start: %s', self.name, error)
-        self._table = self._count()
+        self._table = counted = self._count()
         if self.num_frames != len(table.times):
             raise VideoError(
                 f'{self.name} is damaged: {self.num_frames} of {len(table.times)} frames can be '
-                'decoded; fetch or encode it again'
+                'decoded; fetch or encode the video again'
             )
-        return self._pick(indices, self._table)
+        return self._pick(indices, counted)
 
     def _pick(self, indices: list[int], table: FrameTable) -> Tensor:
         places = defaultdict(list)
@@ -157,30 +157,29 @@ class VideoFile(Reader):
             places[index].append(place)
         picked = None
         with self._opened() as (container, stream):
-            size = stream.codec_context.width, stream.codec_context.height
+            size = self._size or (stream.codec_context.width, stream.codec_context.height)
             decoder, reformatter = Decoder(container, stream, table), VideoReformatter()
             for index in sorted(places):
                 frame = decoder.frame(index)
                 if frame.width * frame.height > _MAX_PIXELS:
                     raise Damage(f'frame {index} has {frame.width}x{frame.height} pixels')
-                if (frame.width, frame.height) != size:
-                    size = self._first_size()
+                if (frame.width, frame.height) != size and self._size is None:
+                    self._size = self._first_size()
+                    if self._size != size:  # the header's is not the first frame's
+                        return self._pick(indices, table)
                 rgb = reformatter.reformat(frame, *size, 'rgb24', threads=1).to_ndarray()
-                picture = torch.from_numpy(rgb).permute(2, 0, 1)
                 if picked is None:
                     matrix = _display_matrix(frame)
-                    shape = _upright(picture, matrix).shape
-                    picked = torch.empty((len(indices), *shape), dtype=torch.uint8)
-                picked[places[index]] = _upright(picture, matrix)
-        return picked
+                picture_HWC = _upright(torch.from_numpy(rgb), matrix)
+                if picked is None:
+                    picked = picture_HWC.new_empty((len(indices), *picture_HWC.shape))
+                picked[places[index]] = picture_HWC
+        return picked.permute(0, 3, 1, 2)  # a copy in this order would take as long as the colours
 
     def _first_size(self) -> tuple[int, int]:
-        """Width and height of the first frame, where the header has others than some frame."""
-        if self._size is None:
-            with self._opened() as (container, stream):
-                frame = Decoder(container, stream).frame(0)
-                self._size = frame.width, frame.height
-        return self._size
+        with self._opened() as (container, stream):
+            frame = Decoder(container, stream).frame(0)
+            return frame.width, frame.height
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
@@ -255,9 +254,10 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return a, b, c, d
 
 
-def _upright(picture_CHW: Tensor, matrix: tuple[int, int, int, int]) -> Tensor:
+def _upright(picture_HWC: Tensor, matrix: tuple[int, int, int, int]) -> Tensor:
     """The picture turned by quarters and mirrored as its display matrix says."""
     a, b, c, d = matrix
     if abs(b) > abs(a):
-        picture_CHW, a, d = picture_CHW.transpose(1, 2), c, b
-    return picture_CHW.flip([axis for axis, sign in ((2, a), (1, d)) if sign < 0])
+        picture_HWC, a, d = picture_HWC.transpose(0, 1), c, b
+    axes = [axis for axis, sign in ((1, a), (0, d)) if sign < 0]
+    return picture_HWC.flip(axes) if axes else picture_HWC
