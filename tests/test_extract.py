@@ -202,14 +202,20 @@ def test_shards_can_be_read_with_the_formats_own_tools(corpus, tmp_path):
 
 
 def test_a_row_is_a_window(corpus, tmp_path):
-    """0.8 s every 0.5 s, at 10 frames a second: frames 1, 3, 5, 7 of each window, then on by 5."""
+    """0.8 s every 0.5 s, at 10 frames a second: 8 frames, then on by 5, the rest in the last one."""
     model = real()
 
     def windows(num_frames):
-        if num_frames < 8:  # the whole of it
-            return [[int((i + 0.5) / 4 * num_frames) for i in range(4)]]
-        starts = range(0, num_frames - 8 + 1, 5)
-        return [[start + i for i in (1, 3, 5, 7)] for start in starts]
+        starts = [0]
+        while starts[-1] + 8 < num_frames:
+            starts.append(starts[-1] + 5)
+        if len(starts) > 1 and num_frames - starts[-1] < 4:
+            starts.pop()
+        lengths = [*[8] * (len(starts) - 1), num_frames - starts[-1]]
+        return [
+            [start + (int(n / 8 + n / 4 * i) if n > 4 else i * n // 4) for i in range(4)]
+            for start, n in zip(starts, lengths, strict=True)
+        ]
 
     out = tmp_path / 'out'
     extract(model, [corpus], out, what='window', length=0.8, every=0.5, batch_size=4, workers=3)
@@ -222,7 +228,7 @@ def test_a_row_is_a_window(corpus, tmp_path):
             [range(4)],
         ),
     )
-    assert [len(rows.features) for rows in found.values()] == [2, 1, 4, 1, 1]
+    assert [len(rows.features) for rows in found.values()] == [3, 2, 5, 1, 2]
 
     extract(model, corpus, tmp_path / 'side_by_side', what='window', length=0.8)
     rows = load_features(tmp_path / 'side_by_side')[str(corpus / 'c.mp4')]
@@ -540,7 +546,7 @@ def test_a_video_that_fails_in_its_middle_leaves_no_rows(corpus, tmp_path, monke
     options = {'what': 'window', 'length': 0.8, 'every': 0.5, 'batch_size': 2}
     extract(Small(), corpus, tmp_path, **options, max_failed=0.2)
     found = load_features(tmp_path)
-    assert [len(row.features) for row in found.values()] == [2, 1, 0, 1, 1]
+    assert [len(row.features) for row in found.values()] == [3, 2, 0, 1, 2]
     assert 'ends in noise' in (tmp_path / 'errors.csv').read_text()
 
 

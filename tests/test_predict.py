@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import threading
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -11,8 +14,11 @@ import torch
 from torch import nn
 
 from bvtam.clip import ClipConfig
+from bvtam.data.failures import Failures
+from bvtam.data.video import FrameArray, VideoFile
 from bvtam.errors import BvtamError
-from bvtam.inference.predict import predict
+from bvtam.inference import clips as clips_module
+from bvtam.inference.predict import predict, predict_many
 
 CONFIG = ClipConfig(num_frames=4, resize=32, crop_size=24, num_clips=2, num_crops=3)
 LABELS = [f'act {i}' for i in range(7)]
@@ -29,27 +35,46 @@ class Probe(nn.Module):
         self.norm = nn.BatchNorm3d(3)
         self.clip_config, self.label_names, self.num_classes = clip, labels, 7
         self.pretrained_cfg = {'architecture': 'probe_8x2'}
-        self.modes = []
+        self.modes, self.sizes = [], []
 
     def forward(self, x):
+        self.sizes.append(len(x))
         self.modes.append((self.training, torch.is_inference_mode_enabled(), x.dtype))
         return torch.einsum('bcthw,kcthw->bk', x, self.weight)
 
 
-@pytest.fixture
-def video(tmp_path):
-    """17 frames of 48 x 32, each of other random blocks."""
-    path = tmp_path / 'blocks.mp4'
-    random = np.random.default_rng(1)
+def write(path, pictures, rate=25):
+    """An MPEG-4 file of pictures (V, H, W, 3)."""
     with av.open(str(path), 'w') as container:
-        stream = container.add_stream('mpeg4', rate=25)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, 'yuv420p'
-        for _ in range(17):
-            blocks = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
-            picture = blocks.repeat(8, axis=0).repeat(8, axis=1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+        stream = container.add_stream('mpeg4', rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], 'yuv420p'
+        stream.bit_rate = 4_000_000
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format='rgb24')
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def blocks(count, seed):
+    """Frames of 48 x 32, each of other random blocks."""
+    values = np.random.default_rng(seed).integers(0, 256, (count, 4, 6, 3), dtype=np.uint8)
+    return values.repeat(8, axis=1).repeat(8, axis=2)
+
+
+@pytest.fixture
+def video(tmp_path):
+    return write(tmp_path / 'blocks.mp4', blocks(17, 1))
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Five, the third of which is none."""
+    paths = [tmp_path / f'{i}.mp4' for i in range(5)]
+    for i, path in enumerate(paths):
+        write(path, blocks(5 + 4 * i, i))
+    paths[2].write_bytes(b'no video' * 100)
+    return [str(path) for path in paths]
 
 
 def reference(model, path, clips, lefts):
@@ -153,3 +178,176 @@ def test_what_predict_cannot_do_says_so(video, tmp_path):
             model.weight[3, 0, 0, 0, 0] = value
         with pytest.raises(BvtamError, match='probe_8x2 gave scores that are not finite'):
             predict(model, video)
+
+
+def test_predict_takes_all_kinds_of_sources(video, tmp_path):
+    model = Probe()
+    expected = predict(model, video)
+    pictures = VideoFile(video).read(range(17))
+    for source, name in (
+        (str(video), str(video)),
+        (VideoFile(video), str(video)),
+        (pictures, 'array'),
+        (pictures.permute(0, 2, 3, 1).numpy(), 'array'),
+        (FrameArray(pictures, name='mine'), 'mine'),
+    ):
+        assert predict(model, source) == expected | {'video': name}
+
+
+def test_views_can_be_chosen(video):
+    for clips, crops, frames, lefts in (
+        (1, 1, [[2, 6, 10, 14]], (12,)),
+        (1, None, [[2, 6, 10, 14]], (0, 12, 24)),
+        (None, 1, [[2, 6, 10, 14], [3, 7, 11, 15]], (12,)),
+    ):
+        model = Probe()
+        result = predict(model, video, topk=7, num_clips=clips, num_crops=crops)
+        scores = reference(model, video, frames, lefts)
+        assert result['frames'] == [index for clip in frames for index in clip]
+        assert {row['index']: row['score'] for row in result['top']} == pytest.approx(
+            dict(enumerate(scores.tolist())), abs=1e-5
+        )
+        assert model.clip_config is CONFIG
+    with pytest.raises(BvtamError, match=r'clip\.num_crops must be one of .*, not 2'):
+        predict(Probe(), video, num_crops=2)
+
+
+@pytest.mark.parametrize('batch_size', [1, 4, 7, 100])
+def test_many_videos_share_batches_and_score_as_they_do_alone(videos, batch_size):
+    del videos[2]
+    model, told = Probe(), []
+    expected = [predict(model, video, topk=7) for video in videos]
+    model.sizes.clear()
+    results = list(
+        predict_many(
+            model, videos, 7, batch_size=batch_size, workers=2, progress=lambda *n: told.append(n)
+        )
+    )
+    views = len(videos) * 2 * 3
+    assert model.sizes == [min(batch_size, views - i) for i in range(0, views, batch_size)]
+    assert told[0] == (0, 4) and told[-1] == (4, 4) and told == sorted(told)
+    for result, wanted in zip(results, expected, strict=True):
+        assert {k: result[k] for k in ('video', 'model', 'frames')} == {
+            k: wanted[k] for k in ('video', 'model', 'frames')
+        }
+        assert [row['index'] for row in result['top']] == [row['index'] for row in wanted['top']]
+        assert [row['score'] for row in result['top']] == pytest.approx(
+            [row['score'] for row in wanted['top']], abs=1e-6
+        )
+
+
+def test_a_video_that_fails_is_skipped_and_listed(videos, tmp_path):
+    failures = Failures(5, 0.2, tmp_path / 'errors.csv')
+    results = list(predict_many(Probe(), videos, on_error='skip', failures=failures))
+    assert [result['video'] for result in results] == videos[:2] + videos[3:]
+    assert list(failures.reasons) == [videos[2]]
+    assert 'cannot be opened as a video' in failures.path.read_text()
+
+    with pytest.raises(BvtamError, match='1 of 5 videos failed, more than the allowed share'):
+        list(predict_many(Probe(), videos, on_error='skip'))
+    with pytest.raises(BvtamError, match='on_error must be one of raise, skip, not'):
+        predict_many(Probe(), videos, on_error='substitute')
+
+
+def test_a_video_that_fails_in_its_middle_gives_no_result(videos, monkeypatch):
+    monkeypatch.setattr(clips_module, '_FRAMES_A_READ', 4)  # one clip at a time
+    read = VideoFile.read
+
+    def fails_at_the_second_clip(self, indices):
+        if self.name == videos[3] and list(indices) == [3, 7, 11, 15]:
+            raise OSError('gone')
+        return read(self, indices)
+
+    monkeypatch.setattr(VideoFile, 'read', fails_at_the_second_clip)
+    failures = Failures(5, 1.0)
+    results = list(predict_many(Probe(), videos, on_error='skip', failures=failures))
+    assert [result['video'] for result in results] == [videos[i] for i in (0, 1, 4)]
+    assert list(failures.reasons) == [videos[2], videos[3]]
+
+
+def test_results_of_the_videos_before_come_first(videos, tmp_path):
+    found = predict_many(Probe(), videos, batch_size=100)
+    assert [next(found)['video'], next(found)['video']] == videos[:2]
+    with pytest.raises(BvtamError, match=r'2\.mp4 cannot be opened as a video'):
+        next(found)
+    with pytest.raises(FileNotFoundError, match=r'nowhere\.mp4'):
+        list(predict_many(Probe(), tmp_path / 'nowhere.mp4'))
+
+
+def test_between_results_the_model_is_as_it_came(videos):
+    model = Probe().train()
+    model.norm.eval()
+    for _ in predict_many(model, [videos[0]] * 4, batch_size=2):
+        assert model.training and not model.norm.training
+        assert not torch.is_inference_mode_enabled()
+    assert {mode[:2] for mode in model.modes} == {(False, True)}
+
+
+def test_decoding_keeps_a_few_videos_ahead(monkeypatch):
+    made = []
+
+    class Counted(FrameArray):
+        def read(self, indices):
+            made.append(self.name)
+            return super().read(indices)
+
+    sources = [Counted(blocks(4, i), name=str(i)) for i in range(60)]
+    results = predict_many(Probe(), sources, workers=2, batch_size=6)
+    for _ in range(10):
+        next(results)
+    # 4 reads wait, 2 are under way, and 2 videos are in the net.
+    assert 10 <= len(made) <= 20
+    results.close()
+    assert not any(t.name.startswith('bvtam-decode') for t in threading.enumerate())
+
+
+# ---- the same video, saved otherwise ----
+
+UPRIGHT = struct.pack('>9i', 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+QUARTER = struct.pack('>9i', 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # clockwise
+
+
+def moving_texture(count, height, width):
+    """(V, H, W, 3): waves that move, the same at any size."""
+    time, y, x = np.meshgrid(
+        np.arange(count) / count,
+        (np.arange(height) + 0.5) / height,
+        (np.arange(width) + 0.5) / width,
+        indexing='ij',
+    )
+    waves = [np.sin(6 * x + 2 * y + 5 * time), np.sin(7 * y - 4 * time), np.sin(9 * (x - time))]
+    return (127.5 + 110 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize('how', ['half size', '50 fps', '12.5 fps', 'rotated', 'all'])
+def test_a_video_saved_otherwise_is_still_the_same(tmp_path, how):
+    pictures, rate = moving_texture(64, 64, 96), 25
+    original = predict(Probe(), write(tmp_path / 'original.mp4', pictures), topk=7)['top']
+    if how in ('half size', 'all'):
+        pictures = moving_texture(64, 32, 48)
+    if how in ('50 fps', 'all'):
+        pictures, rate = pictures.repeat(2, axis=0), 50
+    if how == '12.5 fps':
+        pictures, rate = pictures[::2], Fraction(25, 2)
+    if how in ('rotated', 'all'):
+        pictures = np.rot90(pictures, axes=(1, 2))  # counterclockwise, as a phone held upright does
+    path = write(tmp_path / 'other.mp4', pictures, rate)
+    if how in ('rotated', 'all'):
+        data = path.read_bytes()
+        assert data.count(UPRIGHT) == 2  # of the file and of the track
+        place = data.rindex(UPRIGHT)
+        path.write_bytes(data[:place] + QUARTER + data[place + 36 :])
+    other = predict(Probe(), path, topk=7)['top']
+
+    assert other[0]['index'] == original[0]['index']
+    scores = [{row['index']: row['score'] for row in top} for top in (original, other)]
+    moved = max(abs(scores[0][i] - scores[1][i]) for i in range(7))
+    assert original[0]['score'] - original[1]['score'] > 3 * moved
+    # The probe tells it from the same texture played backwards, and from one not turned upright.
+    backwards = predict(Probe(), moving_texture(64, 64, 96)[::-1].copy(), topk=1)['top']
+    lying = predict(Probe(), np.rot90(moving_texture(64, 64, 96), axes=(1, 2)).copy(), topk=1)[
+        'top'
+    ]
+    for changed in (backwards, lying):
+        wrong = abs(changed[0]['score'] - scores[0][changed[0]['index']])
+        assert wrong > 3 * moved

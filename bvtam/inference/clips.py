@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -19,6 +20,7 @@ from ..errors import BvtamError
 
 _FRAMES_A_READ = 64  # at full size in one thread; more only where one clip has more
 _SHORTEST = 0.001  # seconds
+_TOLERANCE = 1e-6  # seconds; times of frames are rounded
 
 Item, Result = TypeVar('Item'), TypeVar('Result')
 Plan = Callable[[Any], list[list[int]]]
@@ -33,6 +35,15 @@ class Clips(NamedTuple):
     times: Tensor
 
 
+class Window(NamedTuple):
+    """Seconds [start, end) of a video, and its frames [first, last)."""
+
+    start: float
+    end: float
+    first: int
+    last: int
+
+
 def clip_plan(clip: ClipConfig) -> Plan:
     """A function from a reader to the frame indices of its test clips."""
     return lambda reader: clip_indices(
@@ -40,31 +51,67 @@ def clip_plan(clip: ClipConfig) -> Plan:
     )
 
 
-def window_plan(num_frames: int, length: float, every: float | None = None) -> Plan:
-    """A function from a reader to the frame indices of its windows.
-
-    A window begins every `every` seconds as long as it ends inside the video, and there is always
-    one at the start. It is cut into `num_frames` equal parts, and the frame is taken that is on
-    screen in the middle of each.
-
-    Raises:
-        BvtamError: a length or distance below 0.001 seconds.
-    """
-    every = length if every is None else every
-    for name, value in (('length', length), ('every', every)):
-        if not value >= _SHORTEST:
-            raise BvtamError(f'{name} must be at least {_SHORTEST} seconds, not {value}')
+def window_plan(clip: ClipConfig, every: float, length: float) -> Plan:
+    """A function from a reader to the frame indices of the test clips of its windows (see `cut`): in
+    each of them as in a video of its own."""
+    _check(every, length)
 
     def plan(reader: Any) -> list[list[int]]:
-        span = min(length, reader.duration)
-        # A last window that ends with the video counts, whatever the rounding.
-        count = int((reader.duration - span) / every + 1e-6) + 1
-        starts = torch.arange(count, dtype=torch.float64)[:, None] * every
-        middles = (torch.arange(num_frames, dtype=torch.float64) + 0.5) * (span / num_frames)
-        shown = torch.searchsorted(reader.times, starts + middles, right=True) - 1
-        return shown.clamp(0, reader.num_frames - 1).tolist()
+        return [
+            [window.first + index for index in indices]
+            for window in cut(reader.times, reader.duration, every, length)
+            for indices in clip_indices(
+                window.last - window.first,
+                clip.num_frames,
+                clip.num_clips,
+                clip.sampling,
+                clip.frame_stride,
+            )
+        ]
 
     return plan
+
+
+def cut(times: Tensor, duration: float, every: float, length: float) -> list[Window]:
+    """The windows of a video, so that each of its frames is in one at least.
+
+    Windows of `length` seconds begin at 0, `every`, 2 * `every` and so on, until one reaches the
+    video's end, where it is cut off. If less than half of it is left, there is no such window, and
+    the one before it goes on to the end. The frames of a window are those that appear in it; where
+    none does, it is the one still on screen.
+
+    Args:
+        times: (V,) seconds from the first frame at which each frame appears, rising.
+        duration: seconds from the first frame to the end of the last.
+        every, length: in seconds.
+
+    Raises:
+        BvtamError: `every` or `length` below 0.001 or not finite, or `length` below `every`.
+    """
+    _check(every, length)
+    count = max(0, math.ceil((duration - length - _TOLERANCE) / every)) + 1
+    if count > 1 and duration - (count - 1) * every < length / 2 - _TOLERANCE:
+        count -= 1
+    starts = torch.arange(count, dtype=torch.float64) * every
+    ends = starts + length
+    ends[-1] = duration
+    firsts = torch.searchsorted(times, starts - _TOLERANCE)
+    lasts = torch.searchsorted(times, ends - _TOLERANCE)
+    lasts[-1] = len(times)
+    firsts = torch.minimum(firsts, lasts - 1)
+    columns = (column.tolist() for column in (starts, ends, firsts, lasts))
+    return [Window(*values) for values in zip(*columns, strict=True)]
+
+
+def _check(every: float, length: float) -> None:
+    for name, value in (('every', every), ('length', length)):
+        if not _SHORTEST <= value < math.inf:
+            raise BvtamError(f'{name} must be at least {_SHORTEST} seconds, not {value}')
+    if length < every:
+        raise BvtamError(
+            f'length {length:g} is below every {every:g}, so that some frames would be in no '
+            'window; raise length or lower every'
+        )
 
 
 def read_clips(

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,8 +63,8 @@ def extract(
             `length` seconds, beginning every `every` seconds. 'pair': one step in time of a test
             clip at `stage`, which is a pair of frames in bLVNet and a frame in ResNets. Rows are
             averaged over the crops.
-        length, every: of windows, in seconds; `every` is `length` where it is left out. A video
-            shorter than `length` has one window, the whole of it.
+        length, every: of windows, in seconds, as of `windows`; `every` is `length` where it is left
+            out.
         stage: 'pooled' is what the classifier takes; else the name or the number of a stage in
             `model.feature_info`, averaged over height and width, and over time but for pairs.
         format: 'safetensors' or 'parquet'.
@@ -102,7 +103,7 @@ def extract(
     net = Embedder(model, stage, by_step=what == 'pair')
     if what == 'window':
         every = length if every is None else every
-        plan = window_plan(net.clip.num_frames, length, every)
+        plan = window_plan(replace(net.clip, num_clips=1), every, length)
     else:
         plan = clip_plan(net.clip)
     if isinstance(sources, (str, os.PathLike)):

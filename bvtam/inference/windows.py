@@ -1,0 +1,130 @@
+"""What a net sees in a long video, window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..data.failures import Failures, check_policy
+from ..data.reader import VideoError
+from ..data.video import open_video
+from .clips import cut, read_clips, window_plan
+from .predict import Classifier, check_counts, decoding, video_name
+
+
+def windows(
+    model: nn.Module,
+    video: Any,
+    every: float,
+    length: float | None = None,
+    topk: int = 5,
+    *,
+    num_clips: int | None = None,
+    num_crops: int | None = None,
+    batch_size: int = 8,
+    workers: int = 2,
+    time_limit: float = 60.0,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
+    """The likeliest classes in each window of a video; see `cut` for what its windows are.
+
+    A window is treated as `predict` treats a video. Some windows at a time are decoded, by threads,
+    so that memory does not grow with the video.
+
+    Args:
+        model: a video net of the zoo; it is left as it came.
+        video: anything that `open_video` takes.
+        every: seconds from the start of a window to that of the next.
+        length: seconds of a window, at least `every`, which it is by default.
+        topk: classes of a window to return; all of them where the model has fewer.
+        num_clips, num_crops: views of a window; by default those of `model.clip_config`.
+        batch_size: views that go through the net together, of one window or several.
+        workers: threads that decode.
+        time_limit: seconds without progress after which the video is given up.
+        progress: called with the numbers of windows done and of all.
+
+    Returns:
+        `{'video', 'model', 'every', 'length', 'windows': [{'start', 'end', 'frames', 'top'}, ...]}`:
+        `start` and `end` in seconds, `frames` and `top` as of `predict`.
+
+    Raises:
+        BvtamError: as from `predict`; `every` or `length` out of range.
+        FileNotFoundError: there is no such video.
+    """
+    check_counts(batch_size=batch_size, workers=workers)
+    net = Classifier(model, topk, num_clips, num_crops)
+    length = every if length is None else length
+    plan = window_plan(net.clip, every, length)  # checks both
+    reader = open_video(video, time_limit)
+    found, rows, clip = cut(reader.times, reader.duration, every, length), plan(reader), net.clip
+
+    def clips() -> Iterator[tuple[int, Tensor]]:
+        count = 0
+        for _, part in read_clips(pool, workers, [reader], lambda _: rows, clip, time_limit):
+            if isinstance(part, Exception):
+                raise part
+            for pixels in part.pixels:
+                yield count // clip.num_clips, pixels
+                count += 1
+
+    tell = progress or (lambda done, total: None)
+    tell(0, len(found))
+    results = []
+    with decoding(workers) as pool:
+        for number, scores in net.classify(clips(), batch_size):
+            mine = rows[number * clip.num_clips : (number + 1) * clip.num_clips]
+            results.append(
+                {
+                    'start': found[number].start,
+                    'end': found[number].end,
+                    'frames': [index for indices in mine for index in indices],
+                    'top': net.top(scores),
+                }
+            )
+            tell(len(results), len(found))
+    return {
+        'video': video_name(video),
+        'model': net.name,
+        'every': float(every),
+        'length': float(length),
+        'windows': results,
+    }
+
+
+def windows_many(
+    model: nn.Module,
+    videos: Iterable[Any],
+    every: float,
+    length: float | None = None,
+    topk: int = 5,
+    *,
+    on_error: str = 'raise',
+    failures: Failures | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    **options: Any,
+) -> Iterator[dict[str, Any]]:
+    """What `windows` returns of each video, in their order.
+
+    Args:
+        model, every, length, topk, options: of `windows`.
+        videos: whatever `windows` takes, any number of them.
+        on_error, failures: as of `predict_many`.
+        progress: called with the numbers of windows done and of all, of the video at hand.
+
+    Raises:
+        BvtamError, FileNotFoundError: as from `predict_many`.
+    """
+    check_policy(on_error, ('raise', 'skip'))
+    videos = list(videos)
+    failures = Failures(len(videos)) if failures is None else failures
+    for video in videos:
+        try:
+            result = windows(model, video, every, length, topk, progress=progress, **options)
+        except (VideoError, OSError) as error:
+            if on_error == 'raise':
+                raise
+            failures.add(video_name(video), error)
+        else:
+            yield result
