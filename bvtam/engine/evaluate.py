@@ -23,7 +23,7 @@ from ..data.datasets import ImageDataset, Record, SampleError, VideoDataset, col
 from ..data.failures import Failures, check_policy
 from ..data.transforms import normalize
 from ..errors import BvtamError
-from ..inference.predict import check_counts, evaluating
+from ..inference.predict import check_counts, evaluating, model_name
 from .counts import Counts, place
 from .report import figure, most_confused, per_class, write_report
 
@@ -183,9 +183,7 @@ def evaluate(
 
 def _check_model(model: nn.Module) -> tuple[str, list[str] | None]:
     """Its name, and its label names."""
-    config = getattr(model, 'pretrained_cfg', None) or {}
-    name = getattr(model, 'model_name', None) or config.get('architecture')
-    name, labels = name or type(model).__name__, getattr(model, 'label_names', None)
+    name, labels = model_name(model), getattr(model, 'label_names', None)
     if getattr(model, 'clip_config', None) is None:
         raise BvtamError(
             f'{name} has no clip_config, which says how its input is made: set model.clip_config'

@@ -54,7 +54,7 @@ def clip_plan(clip: ClipConfig) -> Plan:
 def window_plan(clip: ClipConfig, every: float, length: float) -> Plan:
     """A function from a reader to the frame indices of the test clips of its windows (see `cut`): in
     each of them as in a video of its own."""
-    _check(every, length)
+    spans(every, length)
 
     def plan(reader: Any) -> list[list[int]]:
         return [
@@ -88,7 +88,7 @@ def cut(times: Tensor, duration: float, every: float, length: float) -> list[Win
     Raises:
         BvtamError: `every` or `length` below 0.001 or not finite, or `length` below `every`.
     """
-    _check(every, length)
+    spans(every, length)
     count = max(0, math.ceil((duration - length - _TOLERANCE) / every)) + 1
     if count > 1 and duration - (count - 1) * every < length / 2 - _TOLERANCE:
         count -= 1
@@ -103,15 +103,22 @@ def cut(times: Tensor, duration: float, every: float, length: float) -> list[Win
     return [Window(*values) for values in zip(*columns, strict=True)]
 
 
-def _check(every: float, length: float) -> None:
+def spans(every: float | None, length: float | None) -> tuple[float, float]:
+    """Seconds between windows and of a window, each of which is the other where it is left out.
+
+    Raises:
+        BvtamError: one below 0.001 or not finite, or `length` below `every`.
+    """
     for name, value in (('every', every), ('length', length)):
-        if not _SHORTEST <= value < math.inf:
+        if value is not None and not _SHORTEST <= value < math.inf:
             raise BvtamError(f'{name} must be at least {_SHORTEST} seconds, not {value}')
+    every, length = (length if every is None else every), (every if length is None else length)
     if length < every:
         raise BvtamError(
             f'length {length:g} is below every {every:g}, so that some frames would be in no '
             'window; raise length or lower every'
         )
+    return every, length
 
 
 def read_clips(

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..data.datasets import find_videos
 from ..data.failures import Failures, check_policy
 from ..errors import BvtamError
-from .clips import Clips, clip_plan, read_clips, window_plan
+from .clips import Clips, clip_plan, read_clips, spans, window_plan
 from .features import Embedder
+from .predict import evaluating
 from .shards import FORMATS, ShardFolder
 
 WHAT = ('clip', 'window', 'pair')
@@ -102,7 +103,7 @@ def extract(
         )
     net = Embedder(model, stage, by_step=what == 'pair')
     if what == 'window':
-        every = length if every is None else every
+        every, length = spans(every, length)
         plan = window_plan(replace(net.clip, num_clips=1), every, length)
     else:
         plan = clip_plan(net.clip)
@@ -135,7 +136,7 @@ def extract(
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix='bvtam-decode')
     try:
-        with net.evaluating():
+        with evaluating(model):
             for k, names in todo.items():
                 for head in folder.done().values():  # those of other processes count too
                     failures.reasons.update(head['failed'])

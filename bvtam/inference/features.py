@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data.transforms import normalize
 from ..errors import BvtamError, nearest
+from .predict import evaluating, model_name
 
 
 class Embedder:
@@ -35,9 +34,7 @@ class Embedder:
     def __init__(
         self, model: nn.Module, stage: str | int = 'pooled', by_step: bool = False
     ) -> None:
-        config = getattr(model, 'pretrained_cfg', None) or {}
-        name = getattr(model, 'model_name', None) or config.get('architecture')
-        self.name = name or type(model).__name__
+        self.name = model_name(model)
         self.model, self.clip = model, getattr(model, 'clip_config', None)
         if self.clip is None or getattr(model, 'input_kind', 'clip') == 'image':
             raise BvtamError(f'{self.name} takes single images; extract needs a video net')
@@ -50,7 +47,7 @@ class Embedder:
         blank = torch.zeros(
             (1, len(self.clip.mean), self.clip.num_frames, size, size), dtype=torch.uint8
         )
-        with self.evaluating():
+        with evaluating(model):
             _, self.rows, self.width = self([blank]).shape
 
     def _find(self, stage: str) -> tuple[int | None, str]:
@@ -80,19 +77,6 @@ class Embedder:
             'stage': self.stage,
             'clip': self.clip.to_dict(),
         }
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """The net in eval mode and without gradients; afterwards it is as it came."""
-        # Each module has its own flag: a finetuned net may keep its batch norms in eval mode.
-        training = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            for module, flag in training.items():
-                module.training = flag
 
     def __call__(self, clips: list[Tensor]) -> Tensor:
         """n clips, uint8 (crops, C, T, S, S) each -> float32 (n, R, D) on the CPU, crops averaged."""

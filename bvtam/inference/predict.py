@@ -174,9 +174,7 @@ class Classifier:
         num_clips: int | None = None,
         num_crops: int | None = None,
     ) -> None:
-        config = getattr(model, 'pretrained_cfg', None) or {}
-        name = getattr(model, 'model_name', None) or config.get('architecture')
-        self.name = name or type(model).__name__
+        self.name = model_name(model)
         self.model, self.topk = model, topk
         clip = getattr(model, 'clip_config', None)
         if clip is None or getattr(model, 'input_kind', 'clip') == 'image':
@@ -267,6 +265,13 @@ def check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not 1 <= value <= _LARGEST:
             raise BvtamError(f'{name} must be from 1 to {_LARGEST}, not {value}')
+
+
+def model_name(model: nn.Module) -> str:
+    """What a model is called in results and messages."""
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    name = getattr(model, 'model_name', None) or config.get('architecture')
+    return name or type(model).__name__
 
 
 def video_name(video: Any) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..data.failures import Failures, check_policy
 from ..data.reader import VideoError
 from ..data.video import open_video
-from .clips import cut, read_clips, window_plan
+from .clips import cut, read_clips, spans, window_plan
 from .predict import Classifier, check_counts, decoding, video_name
 
 
@@ -55,8 +55,8 @@ def windows(
     """
     check_counts(batch_size=batch_size, workers=workers)
     net = Classifier(model, topk, num_clips, num_crops)
-    length = every if length is None else length
-    plan = window_plan(net.clip, every, length)  # checks both
+    every, length = spans(every, length)
+    plan = window_plan(net.clip, every, length)
     reader = open_video(video, time_limit)
     found, rows, clip = cut(reader.times, reader.duration, every, length), plan(reader), net.clip
 
