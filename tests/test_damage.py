@@ -625,9 +625,9 @@ def test_damage_is_refused(zoo):
         if measure:
             forget_peak()
             before = memory('VmRSS')
-        start = time.perf_counter()
+        start = time.process_time()
         fault = outcome(name)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         grown = memory('VmHWM') - before if measure else 0
         size = max((p.stat().st_size for p in zoo.folder.glob('*') if p.is_file()), default=0)
         if seconds > SECONDS:

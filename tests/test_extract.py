@@ -361,16 +361,16 @@ def uninterrupted(start, many, tmp_path_factory):
 
 def test_ten_kills_neither_lose_nor_repeat_a_video(start, many, uninterrupted, tmp_path):
     expected, seconds = uninterrupted
-    out, moments, kills, shares = tmp_path / 'out', random.Random(0), 0, []
-    for _ in range(10):
+    out, moments, kills = tmp_path / 'out', random.Random(0), 0
+    for shards in sorted(moments.sample(range(25), 10)):
         process = start(many, out)
-        missing = 25 - len(list(out.glob('shard-*')))
-        process.join(moments.uniform(0.08, 0.4) * seconds * missing / 25)
+        while process.is_alive() and len(list(out.glob('shard-*'))) < shards:
+            time.sleep(0.002)
+        process.join(moments.uniform(0, seconds / 25))  # somewhere in the shard after these
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
-        shares.append(len(list(out.glob('shard-*'))))
-    assert kills >= 8 and len({*shares}) >= 3, (kills, shares)
+    assert kills >= 8, kills
     finish(start(many, out))
     assert folder_bytes(out) == expected
     rows = list(iter_features(out))
