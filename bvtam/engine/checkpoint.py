@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>.<key>`; its settings are the recipe's and not in it."""
+    """The optimizer's state as `<parameter>.<key>`."""
     names = {parameter: name for name, parameter in net.named_parameters()}
     return {
         f'{names[parameter]}.{key}': torch.as_tensor(value)
@@ -135,15 +136,31 @@ def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     }
 
 
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What its groups hold besides parameters, for JSON: some count their steps there."""
+    groups = [{k: v for k, v in g.items() if k != 'params'} for g in optimizer.param_groups]
+    return json.loads(json.dumps(groups, default=lambda value: value.item()))
+
+
 def load_optimizer(
-    net: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    groups: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Inverse of `optimizer_tensors`."""
+    """Inverse of `optimizer_tensors` and `group_settings`."""
     parameters = dict(net.named_parameters())
+    order = [p for group in optimizer.param_groups for p in group['params']]
+    places = {parameter: place for place, parameter in enumerate(order)}
+    state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         name, _, what = key.rpartition('.')
         parameter = parameters[name]
-        if value.ndim == 0:  # a count of steps: a tensor on the CPU in torch, an integer in timm
-            optimizer.state[parameter][what] = value if value.is_floating_point() else value.item()
-        else:
-            optimizer.state[parameter][what] = value.to(parameter.device)
+        if value.shape == parameter.shape:  # in its memory format too: sums depend on the order
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        # A count of steps is a tensor in torch, and an integer in timm.
+        number = value.ndim == 0 and not value.is_floating_point()
+        state.setdefault(places[parameter], {})[what] = value.item() if number else value
+    now = optimizer.state_dict()['param_groups']
+    merged = [group | saved for group, saved in zip(now, groups or [{}] * len(now), strict=True)]
+    optimizer.load_state_dict({'state': state, 'param_groups': merged})

@@ -121,7 +121,7 @@ class Run:
     seed: int = _setting(0, 'of every random draw')
     eval_every: int = _setting(1, 'epochs between two evaluations; the last is always evaluated', least=1)  # fmt: skip
     log_every: int = _setting(10, 'steps between two lines of metrics.jsonl', least=1)
-    save_minutes: float = _setting(10.0, 'minutes between two checkpoints inside an epoch', least=0.01)  # fmt: skip
+    save_minutes: float = _setting(10.0, 'minutes between two checkpoints inside an epoch')  # fmt: skip
     keep: int = _setting(2, 'checkpoints kept', least=1)
 
 

@@ -1,0 +1,204 @@
+"""The folder of a run: its recipe, which a resumed run must share, its metrics and their curves."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from ..errors import BvtamError
+from .recipe import Recipe
+
+log = logging.getLogger('bvtam')
+
+RECIPE, METRICS, RESULTS = 'recipe.yaml', 'metrics.jsonl', 'results.json'
+CURVES = 'curves.png'
+
+# Settings that do not move the numbers of a run: a resumed one may change them.
+FREE = {'run.save_minutes', 'run.keep', 'data.workers', 'data.time_limit', 'data.max_failed'}
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Makes the folder, if need be, and keeps it to this process.
+
+    Raises:
+        BvtamError: another process has it, or it cannot be written.
+    """
+    lock = filelock.FileLock(out / '.lock', timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise BvtamError(f'{out} is being written by another process') from None
+    except OSError as error:
+        raise BvtamError(f'{out} cannot be written: {error.strerror}') from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_run(out: Path, recipe: Recipe, resume: str) -> None:
+    """Makes the folder of a run and writes its recipe, or checks that of the run that is there.
+
+    Raises:
+        BvtamError: `resume` is 'never' and a run is there, it has another recipe, the folder holds
+            other things, or it cannot be written.
+    """
+    if resume not in ('auto', 'never'):
+        raise BvtamError(f'resume must be auto or never, not {resume!r}')
+    path = out / RECIPE
+    for name in ('best', 'last', RECIPE, RESULTS, CURVES):  # what a killed run left behind
+        for left in out.glob(f'.{name}.*'):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    if not path.exists():
+        others = [p.name for p in out.iterdir() if not p.name.startswith('.')]
+        if others:
+            raise BvtamError(f'{out} holds {others[0]} and no run: name another folder with --out')
+        write_text(path, recipe.to_yaml())
+        return
+    if resume == 'never':
+        raise BvtamError(f'{out} holds a run: name another folder with --out, or resume it')
+    try:
+        before = Recipe.from_dict(yaml.safe_load(path.read_text(encoding='utf-8')))
+    except (OSError, ValueError, yaml.YAMLError, BvtamError) as error:
+        raise BvtamError(
+            f'{path} cannot be read: {error}; name another folder with --out'
+        ) from None
+    was, now = _flat(before.to_dict()), _flat(recipe.to_dict())
+    changed = [key for key in now if was.get(key) != now[key] and key not in FREE]
+    if changed:
+        what = ', '.join(f'{key} was {was.get(key)!r} and is {now[key]!r}' for key in changed[:3])
+        raise BvtamError(
+            f'{out} holds a run with another recipe ({what}): name another folder with --out'
+        )
+
+
+class Journal:
+    """Lines of metrics.jsonl, for TensorBoard and for `on_log` too; without a folder for that alone.
+
+    The file holds nothing that the clock measured: two runs of one recipe write the same bytes.
+    """
+
+    def __init__(self, out: Path | None, on_log: Callable[[dict[str, Any]], None] | None) -> None:
+        self.path = out / METRICS if out else None
+        self.on_log, self.board = on_log, None
+        self.first_step = 0
+
+    def cut(self, size: int, step: int) -> None:
+        """Drops what lies behind the first `size` bytes, written after `step`; called before a line."""
+        self.first_step = step + 1
+        if self.path:
+            with self._file() as file:
+                if file.tell() > size:
+                    file.truncate(size)
+
+    def write(self, row: dict[str, Any], measured: dict[str, float] | None = None) -> None:
+        """Adds a line; what was `measured` by the clock goes to the screen and to TensorBoard."""
+        if self.path:
+            with self._file() as file:
+                file.write(json.dumps(row) + '\n')
+        row = row | (measured or {})
+        board = self._board()
+        if board:
+            for key, value in row.items():
+                board.add_scalar(key, value, row['step'])
+        if self.on_log:
+            self.on_log(row)
+
+    def sync(self) -> int:
+        """Bytes of the file, all of them on disk."""
+        with self._file() as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+
+    @contextmanager
+    def _file(self) -> Iterator[Any]:
+        try:
+            with self.path.open('a') as file:
+                yield file
+        except OSError as error:
+            raise BvtamError(f'{self.path} cannot be written: {error.strerror}') from None
+
+    def _board(self) -> Any:
+        if self.path and self.board is None:
+            with suppress(ImportError):  # tensorboard is optional
+                from torch.utils.tensorboard import SummaryWriter
+
+                folder = self.path.parent / 'tensorboard'
+                self.board = SummaryWriter(folder, purge_step=self.first_step)
+        return self.board
+
+
+def _flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict) and key not in ('clip', 'model_options')
+        flat |= _flat(value, f'{prefix}{key}.') if inner else {prefix + key: value}
+    return flat
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Atomically."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+        try:
+            with open(descriptor, 'wb') as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise BvtamError(f'{path} cannot be written: {error.strerror}') from None
+
+
+def save_curves(out: Path) -> None:
+    """`curves.png` from metrics.jsonl: losses, accuracy and learning rate over the steps."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.warning("curves.png is left out: pip install 'bvtam[train]' brings matplotlib")
+        return
+    rows = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    train = [row for row in rows if 'loss' in row]
+    val = [row for row in rows if 'val_loss' in row]
+    figure = Figure(figsize=(11, 3.2), layout='constrained')
+    loss, accuracy, rate = figure.subplots(1, 3)
+    loss.plot([r['step'] for r in train], [r['loss'] for r in train], label='training')
+    loss.set(title='loss', xlabel='step')
+    rate.plot([r['step'] for r in train], [r['lr'] for r in train])
+    rate.set(title='learning rate', xlabel='step')
+    if val:
+        steps = [r['step'] for r in val]
+        loss.plot(steps, [r['val_loss'] for r in val], 'o-', label='validation')
+        for key, label in (('val_top1', 'top-1'), ('val_top5', 'top-5')):
+            accuracy.plot(steps, [r[key] for r in val], 'o-', label=label)
+        accuracy.legend()
+    accuracy.set(title='validation accuracy (%)', xlabel='step', ylim=(0, 101))
+    loss.legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=120)
+    write_bytes(out / CURVES, picture.getvalue())

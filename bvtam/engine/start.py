@@ -1,0 +1,165 @@
+"""From a recipe to a finished run: the data read, the net built, the trainer started."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..clip import ClipConfig
+from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, load_records
+from ..data.transforms import TrainTransform, flip_label_map
+from ..errors import BvtamError
+from ..factory import create_model
+from .recipe import Recipe
+from .setup import build_net, model_source
+from .train import Trainer
+
+log = logging.getLogger('bvtam')
+
+
+def train(
+    recipe: Recipe,
+    out: str | os.PathLike[str] | None = None,
+    resume: str = 'auto',
+    progress: Callable[[int, int], object] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Trains by a recipe; what is written, and where, is told in `train.py`.
+
+    Args:
+        recipe: see `Recipe.load`.
+        out: folder of the run; None: `runs/` and the name of the network.
+        resume: 'auto' goes on with the run that `out` holds, 'never' refuses to.
+        progress, on_log: as in `Trainer`.
+
+    Returns:
+        `{epochs, steps, best, failed, out}`; `best` is the best evaluation.
+
+    Raises:
+        BvtamError, FileNotFoundError: a recipe, data or first weights that do not fit together.
+        Stopped: SIGTERM or SIGINT came; the same call goes on from there.
+    """
+    train_records, val_records, names = load_data(recipe)
+    num_classes = recipe.num_classes or (
+        len(names) if names else 1 + max(record.label for record in train_records)
+    )
+    if names and len(names) != num_classes:
+        raise BvtamError(
+            f'recipe: num_classes is {num_classes}, but the dataset has {len(names)} classes'
+        )
+    for record in (*train_records, *val_records):
+        if not 0 <= record.label < num_classes:
+            raise BvtamError(
+                f'{record.source}: label {record.label} is outside the {num_classes} classes'
+            )
+    net = build_net(recipe, names, num_classes)
+    train_set, val_set = datasets(recipe, net, train_records, val_records)
+    out = Path(out) if out is not None else Path('runs') / recipe.model
+    trainer = Trainer(net, recipe, train_set, val_set, out, progress, on_log)
+    return {**trainer.fit(resume), 'out': str(out)}
+
+
+def finetune(
+    data: str | os.PathLike[str],
+    model: str = 'bvtam_r50_8x2',
+    out: str | os.PathLike[str] | None = None,
+    recipe: str | os.PathLike[str] = 'finetune',
+    resume: str = 'auto',
+    **settings: Any,
+) -> nn.Module:
+    """Finetunes a network on videos of your own, as `bvtam train --data DATA model=MODEL` does.
+
+    Args:
+        data: a folder with a folder of videos for each class, or what `load_records` takes.
+        model: name of the network; its weights are the start unless `init=''`.
+        out: folder of the run; None: `runs/` and the name of the network.
+        recipe: name of a recipe that ships, or path of one.
+        resume: 'auto' goes on with the run that `out` holds, 'never' refuses to.
+        settings: of the recipe, by the last part of their names: `lr=1e-4, epochs=5`.
+
+    Returns:
+        The best net of the run, in eval mode, with its ClipConfig and label names.
+
+    Raises:
+        As `train`.
+    """
+    pairs = [f'{key}={"" if value is None else value}' for key, value in settings.items()]
+    chosen = Recipe.load(recipe, [*pairs, f'model={model}']).with_data(os.fspath(data))
+    result = train(chosen, out, resume)
+    return create_model(model_source(result['out']), pretrained=True).eval()
+
+
+def load_data(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] | None]:
+    """Training records, validation records and label names of the recipe's data.
+
+    Raises:
+        BvtamError: no data is named, it cannot be read, or the two sets have other classes.
+    """
+    data = recipe.data
+    if not (data.path or data.train):
+        raise BvtamError('no data: name a dataset with --data DIR (data.path in the recipe)')
+    load = load_images if is_image_net(recipe.model) else load_records
+    options = {'root': data.root or None, 'seed': recipe.run.seed}
+    if data.path:
+        options['val_share'] = data.val_share
+        train_records, names = load(data.path, 'train', **options)
+        val_records, _ = load(data.path, 'val', labels=names, **options)
+        return train_records, val_records, names
+    train_records, names = load(data.train, '', **options)
+    val_records = load(data.val, '', labels=names, **options)[0] if data.val else []
+    return train_records, val_records, names
+
+
+def is_image_net(model: str) -> bool:
+    return model.startswith('blresnet')
+
+
+def datasets(
+    recipe: Recipe, net: nn.Module, train_records: Sequence[Record], val_records: Sequence[Record]
+) -> tuple[VideoDataset, VideoDataset | None]:
+    """The two datasets; where labels name directions, `augment.flip: auto` mirrors no such clip."""
+    clip, flips = mirroring(recipe.augment.flip, net.clip_config, net.label_names)
+    net.clip_config = clip
+    augment, data = recipe.augment, recipe.data
+    transform = TrainTransform(
+        clip,
+        crop=augment.crop,
+        flip_labels=flips,
+        color_jitter=augment.color_jitter,
+        rand_augment=augment.rand_augment,
+        rand_augment_magnitude=augment.rand_augment_magnitude,
+        random_erasing=augment.random_erasing,
+    )
+    kind = ImageDataset if net.input_kind == 'image' else VideoDataset
+    common = {'seed': recipe.run.seed, 'time_limit': data.time_limit}
+    train_set = kind(
+        train_records,
+        clip,
+        train=transform,
+        offsets=augment.offsets,
+        on_error=data.on_error,
+        **common,
+    )
+    if not val_records:
+        return train_set, None
+    single = replace(clip, num_clips=1, num_crops=1)
+    return train_set, kind(val_records, single, on_error='skip', **common)
+
+
+def mirroring(
+    flip: str, clip: ClipConfig, label_names: Sequence[str] | None
+) -> tuple[ClipConfig, dict[int, int] | None]:
+    """The ClipConfig with its `flip` set, and the label of each mirrored clip where they change."""
+    if flip != 'auto':
+        return replace(clip, flip=flip == 'on'), None
+    if not label_names:
+        return clip, None
+    flips = flip_label_map(label_names)
+    plain = all(flips.get(i) == i for i in range(len(label_names)))
+    return replace(clip, flip=plain), None if plain else flips

@@ -1,0 +1,431 @@
+"""The reference trainer: one process or many (`accelerate launch`), one recipe, one folder.
+
+    runs/mine/recipe.yaml       the recipe, resolved
+              metrics.jsonl     a line every few steps and one after each evaluation
+              checkpoints/      to resume from (see checkpoint.py)
+              best/ last/       the net as a zoo folder: predict, eval, push take it as it is
+              curves.png, results.json, errors.csv, tensorboard/
+
+A run that is killed at any moment and started again ends with the same weights and the same
+metrics.jsonl, to the bit where the arithmetic is deterministic: every random draw comes from
+(seed, step) or (seed, epoch, sample), and a checkpoint holds all other state.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from ..data.datasets import collate
+from ..data.failures import Failures
+from ..data.sampling import sample_seed
+from ..data.transforms import normalize
+from ..errors import BvtamError
+from ..hub.publish import save_pretrained
+from . import checkpoint
+from .evaluate import evaluate
+from .processes import Processes, Stopped, Wish, stop_signals
+from .recipe import Recipe
+from .run_folder import RESULTS, Journal, locked, open_run, save_curves, write_text
+from .setup import Batches, build_optimizer, build_schedule, current_lr, freeze_norms
+
+log = logging.getLogger('bvtam')
+
+_GRACE = 30  # seconds from SIGTERM to the end of a decoding process that is not ended before
+
+
+class Trainer:
+    """One net, one recipe, one run.
+
+    Args:
+        net: a net of the zoo, with `clip_config` and `label_names`; trained in place.
+        recipe: all settings.
+        train_set, val_set: datasets of sample dicts, as `VideoDataset` gives them.
+        out: folder of the run; None keeps everything in memory (no checkpoints, no metrics).
+        progress: called after each step with the numbers of clips seen and to see in the whole run.
+        on_log: called with each line of metrics.jsonl as a dict, and `clips_per_second` in it.
+            Both are called in the main process alone.
+
+    Raises:
+        BvtamError: accelerate is missing, or a batch that cannot be shared out.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        recipe: Recipe,
+        train_set: Dataset,
+        val_set: Dataset | None = None,
+        out: str | os.PathLike[str] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        on_log: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        run = recipe.run
+        self.recipe, self.train_set, self.val_set = recipe, train_set, val_set
+        self.progress = progress
+        self.out = Path(out) if out is not None else None
+        self.team = team = Processes()
+        self.device = team.device
+        if run.sync_bn and team.world > 1 and self.device.type == 'cpu':
+            raise BvtamError('recipe: run.sync_bn: torch has it on GPUs alone; leave it out')
+        self.batches = Batches(
+            len(train_set), run.batch_size, run.accumulate, run.seed, team.rank, team.world
+        )
+
+        self.net = net.to(self.device)
+        freeze_norms(net, recipe.regularize.freeze_bn)  # before the optimizer collects parameters
+        self.optimizer = build_optimizer(net, recipe)
+        self.schedule = build_schedule(self.optimizer, recipe, self.batches.steps)
+        self.model = team.wrap(torch.compile(net) if run.compile else net)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == 'fp16')
+        decay = recipe.regularize.ema
+        self.ema = ModelEmaV3(net, decay=decay) if decay else None
+        self.mix = self._mixer()
+        self.step = self.epoch = 0
+        self.lr = recipe.optimizer.lr  # of the last step, where a group's factor is 1
+        self.best: dict[str, Any] = {}  # lines of the evaluations
+        self.last: dict[str, Any] = {}
+        self.pending: list[Tensor] = []  # losses since the last line, still on the device
+        self.videos: list[list[str]] = []  # of the same steps
+        self.failed: list[tuple[str, str]] = []  # in the same steps
+        self.failures = Failures(len(train_set), recipe.data.max_failed)
+        self.journal = Journal(self.out, on_log) if team.main else Journal(None, None)
+        self.loader = self.loaded = None  # the decoding processes, and what comes from them
+        self.wish = Wish()
+        self._saved_at = self._logged_at = time.monotonic()
+        self._clips = 0  # since the last line
+
+    # ---- one step ----
+
+    def train_step(self, parts: list[dict[str, Any]], total: int | None = None) -> Tensor:
+        """One optimizer step on the parts of this process's share of a batch.
+
+        Args:
+            parts: batches as `collate` gives them; `clip` is uint8 (B, C, T, H, W), or floating
+                point and normalised, `label` (B,).
+            total: samples of the step over all processes; None: each has as many. Where they do not
+                divide by the processes, the last sample of some is a stand-in that counts nothing.
+
+        Returns:
+            This process's share of the mean loss, times the number of processes; it is on the
+            device, and nothing waits for it.
+        """
+        # Dropout, drop path and mixup draw from here, so a step can be repeated by its number.
+        torch.manual_seed(sample_seed(self.recipe.run.seed, self.step, self.team.rank))
+        settings, precision = self.recipe.optimizer, self.recipe.run.precision
+        mixed = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision)
+        share = sum(len(part['label']) for part in parts)
+        world = self.team.world
+        total = total or world * share
+        spare = share - len(range(self.team.rank, total, world))
+        loss_of_step = torch.zeros((), device=self.device)
+        for i, part in enumerate(parts):
+            clip, target = self._inputs(part)
+            last = i == len(parts) - 1
+            with self.team.alone(self.model, not last):  # gradients meet once in a step
+                with torch.autocast(self.device.type, mixed, enabled=mixed is not None):
+                    logits = self.model(clip)
+                smoothing = self.recipe.regularize.label_smoothing
+                losses = F.cross_entropy(
+                    logits.to(torch.promote_types(logits.dtype, torch.float32)),
+                    target,
+                    label_smoothing=smoothing,
+                    reduction='none',
+                )
+                losses = losses[: len(losses) - spare] if last else losses
+                loss = losses.sum() * (world / total)
+                self.scaler.scale(loss).backward()
+            loss_of_step = loss_of_step + loss.detach()
+        if settings.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), settings.clip_grad)
+        self.lr = current_lr(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.schedule.step_update(self.step)
+        if self.ema:
+            self.ema.update(self.net, self.step)
+        return loss_of_step
+
+    def _inputs(self, part: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        clip = part['clip'].to(self.device, non_blocking=True)
+        target = part['label'].to(self.device, non_blocking=True)
+        if clip.dtype == torch.uint8:
+            clip = normalize(clip, self.net.clip_config)
+        if self.mix:
+            clip, target = self.mix(tv_tensors.Video(clip), target)
+            clip = clip.as_subclass(Tensor)
+        if self.net.input_kind == 'image':
+            clip = clip.squeeze(2)
+        return clip, target
+
+    def _mixer(self) -> nn.Module | None:
+        """torchvision's mixup or CutMix: on a video they draw once for all of its frames."""
+        augment = self.recipe.augment
+        if augment.mixup:
+            return v2.MixUp(alpha=augment.mixup, num_classes=self.net.num_classes)
+        if augment.cutmix:
+            return v2.CutMix(alpha=augment.cutmix, num_classes=self.net.num_classes)
+        return None
+
+    # ---- the loop ----
+
+    def fit(self, resume: str = 'auto') -> dict[str, Any]:
+        """Trains to the end of the recipe, from the newest checkpoint of the run if there is one.
+
+        Args:
+            resume: 'auto', or 'never' for a folder that must hold no run yet.
+
+        Returns:
+            What results.json holds: `{epochs, steps, last, best, failed}`; the lines of the last and
+            the best evaluation, and the number of videos that could not be read.
+
+        Raises:
+            BvtamError: another recipe in the folder, or another process; too many damaged videos;
+                a loss or a weight that is not finite, with the step and the names of its videos.
+            Stopped: SIGTERM or SIGINT came; the state is saved.
+        """
+        run, epochs = self.recipe.run, self.recipe.schedule.epochs
+        with ExitStack() as stack:
+            self.wish = stack.enter_context(stop_signals())
+            stack.callback(self._close)
+            start = self._open(resume, stack)
+            while self.epoch < epochs:
+                self._train_epoch(start)
+                start = 0
+                self.epoch += 1
+                due = self.epoch == epochs or self.epoch % run.eval_every == 0
+                if self.val_set is not None and due:
+                    self._evaluate()
+                self._publish('last')
+                self._pause(0)
+            return self._finish()
+
+    def _train_epoch(self, start: int) -> None:
+        batches, dataset = self.batches, self.train_set
+        batches.epoch, batches.start = self.epoch, start
+        if hasattr(dataset, 'set_epoch'):
+            dataset.set_epoch(self.epoch)
+        self.model.train()
+        freeze_norms(self.net, self.recipe.regularize.freeze_bn)
+        self.loader = self.loader or self._loader()
+        self.loaded = iter(self.loader)
+        for step in range(start, batches.steps):
+            parts = [next(self.loaded) for _ in range(batches.parts(step))]
+            self.failed += [failure for part in parts for failure in part['failed']]
+            self.videos.append([video for part in parts for video in part['video']])
+            self.pending.append(self.train_step(parts, batches.samples(step)))
+            self._clips += batches.samples(step)
+            if self.progress and self.team.main:
+                done = min((step + 1) * batches.batch_size, len(dataset))
+                epochs = self.recipe.schedule.epochs
+                self.progress(self.epoch * len(dataset) + done, epochs * len(dataset))
+            if step + 1 == batches.steps or self.step % self.recipe.run.log_every == 0:
+                self._log_losses()
+            self._pause(step + 1)
+
+    def _pause(self, steps_done: int) -> None:
+        """Between two steps: saves if it is time to, and stops if asked to.
+
+        Args:
+            steps_done: of the epoch; 0 once it is evaluated, which is always saved.
+        """
+        due = time.monotonic() - self._saved_at >= 60 * self.recipe.run.save_minutes
+        due = not steps_done or (due and steps_done < self.batches.steps)
+        # All stop after the same step; asking each other costs a wait, so it is not done every step.
+        some = self.step % self.recipe.run.log_every and 0 < steps_done < self.batches.steps
+        if some and self.team.world > 1:
+            return
+        asked, due = self.team.largest(self.wish.number, int(due))
+        if asked or due:
+            self._save(steps_done)
+        if asked and self.epoch < self.recipe.schedule.epochs:
+            name = signal.Signals(asked).name
+            raise Stopped(f'stopped by {name} after step {self.step}; run it again to go on', asked)
+
+    def _loader(self) -> DataLoader:
+        workers = self.recipe.data.workers
+        return DataLoader(
+            self.train_set,
+            batch_sampler=self.batches,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.device.type == 'cuda',
+            worker_init_fn=_quiet_worker,
+        )
+
+    def _close(self) -> None:
+        self.loader = self.loaded = None  # ends the decoding processes, also where an error goes up
+        self.journal.close()
+
+    # ---- what a run writes ----
+
+    def _log_losses(self) -> None:
+        """One line for the steps since the last one. Only here does training wait for the device."""
+        loss = self._checked_losses().mean().item()
+        row = {'epoch': self.epoch + 1, 'step': self.step, 'loss': loss, 'lr': self.lr}
+        now = time.monotonic()
+        self.journal.write(row, {'clips_per_second': self._clips / (now - self._logged_at)})
+        self._logged_at, self._clips = now, 0
+        self.pending, self.videos = [], []
+
+    def _checked_losses(self) -> Tensor:
+        """Mean losses of the pending steps, over all processes, whose failed videos are counted too.
+
+        Raises:
+            BvtamError: a loss or a weight is not finite, or too many videos failed.
+        """
+        for part in self.team.gather(self.failed):
+            for video, reason in part:
+                self.failures.add(video, reason)
+        self.failed = []
+        numbers = [t for t in self.net.state_dict().values() if t.is_floating_point()]
+        norm = torch.nn.utils.get_total_norm(numbers)  # finite if all of them are
+        values = self.team.mean(torch.stack([*self.pending, norm])).cpu().double()
+        wrong = (~values.isfinite()).nonzero()
+        if not len(wrong):
+            return values[:-1]
+        place = min(int(wrong[0]), len(self.pending) - 1)
+        step = self.step - len(self.pending) + place + 1
+        names = self.team.gather(self.videos[place] if self.videos else [])
+        what = 'a weight' if wrong[0] == len(self.pending) else f'the loss {values[place].item()}'
+        raise BvtamError(
+            f'{what} is not finite at step {step} (epoch {self.epoch + 1}): lower optimizer.lr or set '
+            'optimizer.clip_grad; the videos of that step: '
+            + ', '.join(v for n in names for v in n)
+        )
+
+    def _evaluate(self) -> None:
+        net = self._evaluated()
+        self.team.share_buffers(net)
+        result = evaluate(
+            net,
+            self.val_set,
+            num_clips=1,
+            num_crops=1,
+            workers=self.recipe.data.workers,
+            on_error='skip',
+            max_failed=self.recipe.data.max_failed,
+        )
+        keys = ('loss', 'top1', 'top5', 'mean_class_accuracy', 'num_videos')
+        self.last = {'epoch': self.epoch, 'step': self.step}
+        self.last |= {f'val_{key}': result[key] for key in keys}
+        if not self.best or self.last['val_top1'] > self.best['val_top1']:
+            self.best = self.last
+            self._publish('best')
+        self.journal.write(self.last)
+        self._logged_at = time.monotonic()
+
+    def _evaluated(self) -> nn.Module:
+        return self.ema.module if self.ema else self.net
+
+    def _publish(self, which: str) -> None:
+        if self.out:
+            origin = f'Trained by `bvtam train`, {self.epoch} epochs; see recipe.yaml of the run.'
+            self.team.in_main(lambda: save_pretrained(self._evaluated(), self.out / which, origin))
+
+    def _save(self, steps_done: int) -> None:
+        """A checkpoint at `steps_done` steps of the epoch that is under way."""
+        pending = self._checked_losses().tolist()
+        self._saved_at = time.monotonic()
+        if not self.out:
+            return
+        tensors = {
+            'model': self.net.state_dict(),
+            'optimizer': checkpoint.optimizer_tensors(self.net, self.optimizer),
+        }
+        if self.ema:
+            tensors['ema'] = self.ema.module.state_dict()
+        state = {
+            'epoch': self.epoch,
+            'steps_done': steps_done,
+            'step': self.step,
+            'lr': self.lr,
+            'pending': pending,
+            'best': self.best,
+            'last': self.last,
+            'failed': self.failures.reasons,
+            'scaler': self.scaler.state_dict(),
+            'groups': checkpoint.group_settings(self.optimizer),
+        }
+
+        def write() -> None:
+            state['metrics_bytes'] = self.journal.sync()
+            folder, keep = self.out / 'checkpoints', self.recipe.run.keep
+            checkpoint.save(folder, self.step, tensors, state, keep)
+
+        self.team.in_main(write)
+
+    def _open(self, resume: str, stack: ExitStack) -> int:
+        """Sets up the folder and the state of the run; steps of its epoch that are done already."""
+        if self.out is None:
+            return 0
+
+        def claim() -> None:
+            stack.enter_context(locked(self.out))
+            open_run(self.out, self.recipe, resume)
+
+        self.team.in_main(claim)
+        errors = self.out / 'errors.csv' if self.team.main else None
+        self.failures = Failures(len(self.train_set), self.recipe.data.max_failed, errors)
+        newest = checkpoint.newest(self.out / 'checkpoints')
+        state = checkpoint.read_state(newest) if newest else {'metrics_bytes': 0, 'step': 0}
+        self.journal.cut(state['metrics_bytes'], state['step'])  # the rest will be written again
+        if newest is None:
+            return 0
+        self.net.load_state_dict(checkpoint.read_tensors(newest, 'model'))
+        tensors = checkpoint.read_tensors(newest, 'optimizer')
+        checkpoint.load_optimizer(self.net, self.optimizer, tensors, state['groups'])
+        if self.ema:
+            self.ema.module.load_state_dict(checkpoint.read_tensors(newest, 'ema'))
+        self.scaler.load_state_dict(state['scaler'])
+        for video, reason in state['failed'].items():
+            self.failures.add(video, reason)
+        self.epoch, self.step, self.lr = state['epoch'], state['step'], state['lr']
+        self.best, self.last = state['best'], state['last']
+        self.pending = [torch.tensor(loss, device=self.device) for loss in state['pending']]
+        self.videos = [[] for _ in self.pending]
+        self.schedule.step_update(self.step)
+        done = self.epoch == self.recipe.schedule.epochs
+        what = 'is finished: nothing is left to do' if done else f'goes on after step {self.step}'
+        if self.team.main:
+            log.warning('the run in %s %s', self.out, what)
+        return state['steps_done']
+
+    def _finish(self) -> dict[str, Any]:
+        results = {'epochs': self.epoch, 'steps': self.step, 'last': self.last, 'best': self.best}
+        results['failed'] = len(self.failures)
+        if self.out and self.team.main and not (self.out / RESULTS).exists():
+            save_curves(self.out)
+            write_text(self.out / RESULTS, json.dumps(results, indent=1) + '\n')
+        if self.failures and self.team.main:
+            log.warning(self.failures.summary())
+        return results
+
+
+def _quiet_worker(_worker: int) -> None:
+    """A decoding process leaves signals to its parent, which may have a step to finish, and ends it.
+
+    Ctrl-C and schedulers signal them all, and torch takes the end of a worker for a failure.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    torch.set_num_threads(1)

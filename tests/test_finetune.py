@@ -1,0 +1,221 @@
+"""From folders of videos, or of images, to a net; and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from training import TINY, lively, recipe, rows
+
+import bvtam
+from bvtam import cli
+from bvtam.clip import ClipConfig
+from bvtam.engine.recipe import Recipe
+from bvtam.engine.start import finetune, load_data, train
+from bvtam.errors import BvtamError
+from bvtam.inference.predict import predict
+
+CLIP = ClipConfig(num_frames=4, resize=32, crop_size=32, flip=True)
+SHORT = {'epochs': 2, 'batch_size': 4, 'workers': 0, 'log_every': 1}
+IMAGE = ('model=blresnet50', 'model_options={width: 8, layers: [2, 2, 2, 1], drop_rate: 0}')
+
+
+def write_video(path, level, seed):
+    noise = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('mpeg4', rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, 'yuv420p'
+        for _ in range(6):
+            picture = noise.integers(level, level + 40, (32, 48, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope='module')
+def videos(tmp_path_factory):
+    """Two classes of five videos."""
+    folder = tmp_path_factory.mktemp('videos')
+    for i in range(5):
+        write_video(folder / 'dim light' / f'{i}.mp4', 20, i)
+        write_video(folder / 'bright light' / f'{i}.mp4', 200, i)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def zoo(tmp_path_factory):
+    """A net with weights, by the name bvtam_tiny_8x2.mine, of three other classes."""
+    folder = tmp_path_factory.mktemp('zoo')
+    torch.manual_seed(0)
+    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=3, width=8, layers=(2, 2, 2, 1))
+    lively(net).clip_config, net.label_names = CLIP, list('xyz')
+    for module in net.modules():  # as after a training: norms fit what they see
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.train()(torch.randn(8, 3, 4, 32, 32))
+    bvtam.save_pretrained(net, folder / 'bvtam_tiny_8x2.mine')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def finetuned(videos, zoo, tmp_path_factory):
+    out = tmp_path_factory.mktemp('finetuned') / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('BVTAM_ZOO', str(zoo))
+        settings = {**SHORT, 'epochs': 4, 'lr': 1e-3}
+        net = finetune(videos, 'bvtam_tiny_8x2.mine', out, **settings)
+    return net, out
+
+
+def test_folders_of_videos_become_a_net(finetuned, videos, zoo, monkeypatch):
+    net, out = finetuned
+    assert net.label_names == ['bright light', 'dim light'] and not net.training
+    assert net.clip_config.to_dict() == CLIP.to_dict()
+    best = bvtam.create_model(f'local-dir:{out / "best"}', pretrained=True).eval()
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, best.state_dict()[name])
+    found = predict(best, videos / 'dim light' / '0.mp4', topk=2)
+    assert {top['label'] for top in found['top']} == set(net.label_names)
+    assert (out / 'curves.png').exists() and (out / 'last' / 'README.md').exists()
+    vals = [row for row in rows(out) if 'val_loss' in row]
+    assert len(vals) == 4 and {row['val_num_videos'] for row in vals} == {2}
+    losses = [row['loss'] for row in rows(out) if 'loss' in row]
+    assert len(losses) == 4 * 2 and sum(losses[-2:]) < sum(losses[:2])
+    chosen = Recipe.load(out / 'recipe.yaml')
+    assert chosen.optimizer.layer_decay == 0.75 and chosen.data.path == str(videos)
+    assert chosen.init == 'pretrained'
+
+
+def test_the_first_weights_are_those_of_the_name(finetuned, videos, zoo, tmp_path, monkeypatch):
+    monkeypatch.setenv('BVTAM_ZOO', str(zoo))
+    net = finetune(videos, 'bvtam_tiny_8x2.mine', tmp_path / 'run', lr=0, warmup_epochs=0, **SHORT)
+    start = bvtam.create_model('bvtam_tiny_8x2.mine', pretrained=True)
+    same = [torch.equal(p, q) for p, q in zip(net.parameters(), start.parameters(), strict=True)]
+    assert same == [True] * (len(same) - 2) + [False] * 2  # but for the classifier
+
+
+def test_the_command(finetuned, videos, tmp_path, capfd, caplog):
+    out = tmp_path / 'run'
+    command = ['train', *TINY, 'epochs=1', '--data', videos, '--out', out, '--json']
+    command += ['clip={num_frames: 4, resize: 32, crop_size: 32}', 'init=']
+    for code, text in ((0, ''), (0, 'is finished: nothing is left to do')):
+        found, stdout, stderr = run(capfd, command)
+        assert found == code and text in stderr + caplog.text
+        results = json.loads(stdout)
+        assert results['epochs'] == 1 and results['out'] == str(out)
+        assert (out / 'best' / 'config.json').exists()
+    found, stdout, stderr = run(capfd, [*command, '--resume', 'never'])
+    assert found == 1 and not stdout and 'holds a run' in stderr.splitlines()[-1]
+
+
+def run(capfd, command):
+    argv, sys.argv = sys.argv, ['bvtam', *map(str, command)]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = argv
+    return code, *capfd.readouterr()
+
+
+def test_a_damaged_video_is_replaced_and_reported(videos, tmp_path):
+    folder = tmp_path / 'videos'
+    for path in videos.glob('*/*.mp4'):
+        link = folder / path.parent.name / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    bad = load_data(recipe(f'data.path={folder}'))[0][0].source
+    chosen = recipe(f'data.path={folder}', 'clip={num_frames: 4, resize: 32, crop_size: 32}', 'max_failed=0.5')  # fmt: skip
+    (tmp_path / 'x').write_bytes(b'no video' * 100)
+    (tmp_path / 'x').replace(bad)
+    results = train(chosen, tmp_path / 'run')
+    assert results['failed'] == 1 and results['steps'] == 4
+    with (tmp_path / 'run' / 'errors.csv').open(newline='') as file:
+        assert [row['video'] for row in csv.DictReader(file)] == [bad]
+
+
+def refused(message, *settings, out, kind=BvtamError):
+    with pytest.raises(kind) as caught:
+        train(recipe(*settings), out)
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+    assert not out.exists()
+
+
+def test_data_that_cannot_be_trained_on(videos, tmp_path):
+    out = tmp_path / 'run'
+    refused('no data: name a dataset with --data DIR', out=out)
+    refused('nowhere: no such folder', 'data.path=/nowhere', out=out, kind=FileNotFoundError)
+    small = tmp_path / 'small'
+    write_video(small / 'a' / '0.mp4', 10, 0)
+    write_video(small / 'b' / '0.mp4', 10, 0)
+    write_video(small / 'b' / '1.mp4', 10, 0)
+    refused("the class 'a' has one video, too few for", f'data.path={small}', out=out)
+    (small / 'a' / '0.mp4').unlink()
+    refused('class folder', f'data.path={small}', out=out)
+    table = tmp_path / 'list.csv'
+    table.write_text(''.join(f'{p},{i}\n' for i, p in enumerate(sorted(videos.glob('*/*.mp4')))))
+    settings = (f'data.train={table}', 'num_classes=4')
+    refused('label 4 is outside the 4 classes', *settings, out=out)
+    refused('num_classes is 5, but the dataset has 2', f'data.path={videos}', 'num_classes=5', out=out)  # fmt: skip
+    refused("unknown model 'bvtam_tiny'", f'data.path={videos}', 'model=bvtam_tiny', out=out)
+    refused('no option', f'data.path={videos}', 'model_options={widht: 8}', out=out)
+    refused('clip.crop_size 300 is larger', f'data.path={videos}', 'clip.crop_size=300', out=out)
+
+
+# ---- images, and from them to videos ----
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('images')
+    for split, count in (('train', 4), ('val', 2)):
+        for label, level in (('cat', 40), ('dog', 160)):
+            place = folder / split / label
+            place.mkdir(parents=True)
+            for i in range(count):
+                noise = np.random.default_rng(i).integers(level, level + 40, (80, 70, 3))
+                Image.fromarray(noise.astype(np.uint8)).save(place / f'{i}.png')
+    return folder
+
+
+def test_images_then_short_clips_then_longer_ones(images, videos, tmp_path, caplog):
+    clip = 'clip={resize: 64, crop_size: 64}'
+    image = (*IMAGE, clip, 'batch_size=4', 'epochs=1', 'workers=0', f'data.path={images}')
+    results = train(Recipe.load('image', image), tmp_path / 'image')
+    assert results['steps'] == 2 and results['last']['val_num_videos'] == 4
+    net = bvtam.create_model(f'local-dir:{tmp_path / "image" / "best"}', pretrained=True)
+    assert net.label_names == ['cat', 'dog'] and net.input_kind == 'image'
+
+    sizes = 'resize: 32, crop_size: 32'
+    stages = (('short', 'bvtam_tiny_8x2', 4, 'image'), ('long', 'bvtam_r50_16x2', 8, 'short'))
+    for name, model, frames, before in stages:
+        caplog.clear()
+        chosen = recipe(
+            f'model={model}',
+            f'clip={{num_frames: {frames}, {sizes}}}',
+            'epochs=1',
+            'lr=0',
+            f'init={tmp_path / before}',
+            f'data.path={videos}',
+        )
+        train(chosen, tmp_path / name)
+        assert ('temporal weights start anew' in caplog.text) == (before == 'image')
+        assert ('classifier starts anew' in caplog.text) == (before == 'image')
+        was, now = (
+            bvtam.create_model(f'local-dir:{tmp_path / run / "last"}', pretrained=True)
+            for run in (before, name)
+        )
+        assert now.clip_config.num_frames == frames
+        for key, value in was.named_parameters():
+            if not key.startswith('fc.') or before == 'short':
+                assert torch.equal(dict(now.named_parameters())[key], value)
