@@ -58,7 +58,7 @@ class Augment:
     """Random changes to a clip, one draw for all of its frames, and to a batch."""
 
     crop: str = _setting('multi_scale', 'training crop', ('multi_scale', 'random_resized', 'random', 'center'))  # fmt: skip
-    flip: str = _setting('auto', 'mirror clips; auto: not where label names name directions', ('auto', 'on', 'off'))  # fmt: skip
+    flip: str = _setting('auto', 'mirror clips; auto: where label names name directions, swap them, or mirror no such clip', ('auto', 'on', 'off'))  # fmt: skip
     offsets: str = _setting('shared', 'uniform frames: one offset for all segments, or one in each', ('shared', 'segment'))  # fmt: skip
     color_jitter: float = _setting(0.0, 'strength of brightness, contrast and saturation', most=1)
     rand_augment: int = _setting(0, 'RandAugment operations per clip', most=10)
@@ -135,7 +135,7 @@ class Recipe:
     """
 
     model: str = _setting('bvtam_r50_8x2', 'network: ARCH or ARCH.TAG')
-    init: str = _setting('', "weights to start from: '' (none), pretrained (the model's own), imagenet, a name, a run or a zoo folder")  # fmt: skip
+    init: str = _setting('', "weights to start from: '' (none), pretrained (the model's own), auto (those if they are here), imagenet, a name, a run or a zoo folder")  # fmt: skip
     num_classes: int = _setting(0, 'classes; 0: as the training set has')
     model_options: dict[str, Any] = field(
         default_factory=dict, metadata=_meta('options of the network, as `bvtam info` lists them')

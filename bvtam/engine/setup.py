@@ -39,13 +39,19 @@ def build_net(recipe: Recipe, label_names: list[str] | None, num_classes: int) -
     options = dict(recipe.model_options)
     if recipe.regularize.drop_path:
         options['drop_path_rate'] = recipe.regularize.drop_path
-    arch = recipe.model.partition('.')[0]
+    arch, _, tag = recipe.model.partition('.')
+    pretrained = recipe.init in ('pretrained', 'auto')
+    if recipe.init == 'auto' and arch in list_models() and not store.folders(arch, tag):
+        pretrained = False
+        log.warning(
+            'init: no weights of %s on this machine, so it starts from scratch', recipe.model
+        )
     if recipe.init == 'imagenet' and not re.match('bvtam_|blresnet', arch):
         options['backbone_pretrained'] = True
     torch.manual_seed(recipe.run.seed)
     net = create_model(
         recipe.model,
-        pretrained=recipe.init == 'pretrained',
+        pretrained=pretrained,
         num_classes=num_classes,
         **options,
     )
@@ -55,7 +61,7 @@ def build_net(recipe: Recipe, label_names: list[str] | None, num_classes: int) -
     net.label_names = label_names
     if recipe.init == 'imagenet' and 'backbone_pretrained' not in options:
         initialise(net, _image_weights(arch))
-    elif recipe.init not in ('', 'pretrained', 'imagenet'):
+    elif recipe.init not in ('', 'auto', 'pretrained', 'imagenet'):
         initialise(net, recipe.init)
     clip = net.clip_config or ClipConfig(num_frames=1, flip=True)  # an image is a clip of one frame
     net.clip_config = replace(clip, **recipe.clip)

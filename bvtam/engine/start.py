@@ -77,7 +77,8 @@ def finetune(
 
     Args:
         data: a folder with a folder of videos for each class, or what `load_records` takes.
-        model: name of the network; its weights are the start unless `init=''`.
+        model: name of the network; it starts from its weights where they are on this machine, unless
+            `init=` says otherwise.
         out: folder of the run; None: `runs/` and the name of the network.
         recipe: name of a recipe that ships, or path of one.
         resume: 'auto' goes on with the run that `out` holds, 'never' refuses to.
@@ -123,7 +124,7 @@ def is_image_net(model: str) -> bool:
 def datasets(
     recipe: Recipe, net: nn.Module, train_records: Sequence[Record], val_records: Sequence[Record]
 ) -> tuple[VideoDataset, VideoDataset | None]:
-    """The two datasets; where labels name directions, `augment.flip: auto` mirrors no such clip."""
+    """The two datasets; `augment.flip: auto` swaps labels that name directions, or mirrors no such clip."""
     clip, flips = mirroring(recipe.augment.flip, net.clip_config, net.label_names)
     net.clip_config = clip
     augment, data = recipe.augment, recipe.data
