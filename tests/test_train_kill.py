@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import time
+from contextlib import suppress
 
 import pytest
 from training import Clips, Server, make, product, rows
@@ -34,6 +36,16 @@ def server(tmp_path_factory):
     server.close()
 
 
+def gone(pids):
+    """Waits until no process of their groups is left: those that decode end with their parent."""
+    until = time.monotonic() + 4  # torch's own look at the parent comes every 5 seconds
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            while time.monotonic() < until:
+                os.killpg(pid, 0)
+                time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     'settings, world',
     [
@@ -49,14 +61,25 @@ def test_ten_kills_change_no_bit(server, tmp_path, settings, world):
     moments, out, kills = random.Random(world), tmp_path / 'out', 0
     for _ in range(10):
         kill = (signal.SIGKILL, moments.randrange(4), moments.uniform(0, 0.4))
-        server.start(*settings, out=out, world=world, kill=kill)
+        pids = server.start(*settings, out=out, world=world, kill=kill, alone=True)
         kills += server.wait()[0] == -signal.SIGKILL
+        for pid in pids:  # what decodes notices by and by
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
     assert kills >= 5
     server.run(*settings, out=out, world=world)
     assert product(out) == product(tmp_path / 'whole')
     assert len(rows(out)) >= 9
     hidden = [path.name for path in out.iterdir() if path.name.startswith('.')]
     assert hidden in ([], ['.lock'])
+
+
+def test_what_decodes_ends_with_its_parent(server, tmp_path):
+    for seconds in (0, 0.005, 0.02, 0.1):
+        job = {'kill': (signal.SIGKILL, 1, seconds), 'alone': True, 'val': 0}
+        pids = server.start('data.workers=2', 'epochs=50', out=tmp_path / 'out', **job)
+        assert server.wait() == [-signal.SIGKILL]
+        gone(pids)
 
 
 # ---- signals ----
@@ -73,9 +96,7 @@ def test_a_signal_stops_the_run_which_goes_on_later(server, tmp_path, number, wo
     pids = server.start(*settings, out=out, world=world, kill=(number, 4, 0), val=0)
     assert server.wait() == [128 + number] * world
     assert f'Stopped: stopped by {number.name} after step' in server.log.read_text()
-    for pid in pids:  # and no process of their groups is left
-        with pytest.raises(ProcessLookupError):
-            os.killpg(pid, 0)
+    gone(pids)
     (kept,) = checkpoint.all_checkpoints(out / 'checkpoints')[-1:]
     state = checkpoint.read_state(kept)
     assert 4 <= state['step'] < 18

@@ -115,13 +115,15 @@ def product(out, names=PRODUCT):
 class Killer:
     """A progress callback: so many steps later, and a while, this process and its workers are hit."""
 
-    def __init__(self, number, steps, seconds):
+    def __init__(self, number, steps, seconds, alone=False):
         self.number, self.steps, self.seconds, self.calls = number, steps, seconds, 0
+        self.kill = os.kill if alone else os.killpg
         self()
 
     def __call__(self, done=0, total=0):
         if self.calls == self.steps:
-            kill = threading.Timer(self.seconds, os.killpg, (0, self.number))
+            target = os.getpid() if self.kill is os.kill else 0
+            kill = threading.Timer(self.seconds, self.kill, (target, self.number))
             kill.daemon = True
             kill.start()
         self.calls += 1
@@ -132,7 +134,7 @@ def work(job):
     torch.set_num_threads(1)
     os.setsid()
     os.environ.update(job.get('env', {}))
-    killer = Killer(*job['kill']) if 'kill' in job else None
+    killer = Killer(*job['kill'], alone=job.get('alone', False)) if 'kill' in job else None
     train, val = Clips(job.get('count', 10)), Clips(job.get('val', 5))
     train = Faulty(job['bad']) if 'bad' in job else train
     trainer = make(

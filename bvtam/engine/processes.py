@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import BvtamError
+
+_GRACE = 30  # seconds from SIGTERM to the end of a decoding process that is not ended before
 
 
 class Processes:
@@ -129,3 +133,20 @@ def stop_signals() -> Iterator[Wish]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def quiet_worker(_worker: int) -> None:
+    """A decoding process leaves signals to its parent, which may have a step to finish, and ends with it.
+
+    Ctrl-C and schedulers signal them all, and torch takes the end of a worker for a failure; one whose
+    parent is killed before it has looked around would wait for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    torch.set_num_threads(1)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

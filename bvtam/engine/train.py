@@ -39,14 +39,12 @@ from ..errors import BvtamError
 from ..hub.publish import save_pretrained
 from . import checkpoint
 from .evaluate import evaluate
-from .processes import Processes, Stopped, Wish, stop_signals
+from .processes import Processes, Stopped, Wish, quiet_worker, stop_signals
 from .recipe import Recipe
 from .run_folder import RESULTS, Journal, locked, open_run, save_curves, write_text
 from .setup import Batches, build_optimizer, build_schedule, current_lr, freeze_norms
 
 log = logging.getLogger('bvtam')
-
-_GRACE = 30  # seconds from SIGTERM to the end of a decoding process that is not ended before
 
 
 class Trainer:
@@ -269,7 +267,7 @@ class Trainer:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.device.type == 'cuda',
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=quiet_worker,
         )
 
     def _close(self) -> None:
@@ -419,13 +417,3 @@ class Trainer:
         if self.failures and self.team.main:
             log.warning(self.failures.summary())
         return results
-
-
-def _quiet_worker(_worker: int) -> None:
-    """A decoding process leaves signals to its parent, which may have a step to finish, and ends it.
-
-    Ctrl-C and schedulers signal them all, and torch takes the end of a worker for a failure.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
-    torch.set_num_threads(1)
