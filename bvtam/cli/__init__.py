@@ -1,21 +1,57 @@
-"""The command line: one thin command per use, in `zoo.py` (networks) and `videos.py` (videos)."""
+"""The command line: one thin command per use, for networks (`zoo.py`), videos and training."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
-from ..errors import BvtamError
-from . import videos, zoo  # noqa: F401  (each registers its commands)
+from ..errors import BvtamError, one_line
+from . import training, videos, zoo  # noqa: F401  (each registers its commands)
 from .shared import app
+
+_INTERRUPTED = 130  # as shells have it
+
+
+class _Lines(logging.Handler):
+    """Messages on what stderr is at the time: while a bar is shown, the lines above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(one_line(record.getMessage()), file=sys.stderr)
 
 
 def main() -> None:
-    """Runs the command line: exit 0 done, 1 failed with one line on stderr, 2 wrong usage."""
-    logging.basicConfig(format='%(message)s', stream=sys.stderr, level=logging.WARNING)
+    """Runs the command line: exit 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 Ctrl-C."""
+    logging.getLogger('bvtam').handlers = [_Lines()]
+    sys.stdout.reconfigure(errors='backslashreplace')  # file names can be any bytes
     try:
-        app()
+        try:
+            app()
+        finally:
+            _flush()
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            print('bvtam: interrupted', file=sys.stderr)
+        raise
+    except BrokenPipeError:  # of `bvtam ... | head`, which has read enough
+        sys.exit(1)
     except (BvtamError, ValueError, OSError) as error:
-        text = ' '.join(str(error).split()) or type(error).__name__
-        print(f'bvtam: {text}', file=sys.stderr)
+        print(f'bvtam: {_told(error)}', file=sys.stderr)
         sys.exit(getattr(error, 'exit_code', 1))
+
+
+def _flush() -> None:
+    """Writes what is left to stdout; what fails here is not tried again when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    return ' '.join(text.split()) or type(error).__name__

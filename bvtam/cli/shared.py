@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+
+from ..errors import one_line
 
 app = typer.Typer(
     name='bvtam',
@@ -15,13 +19,58 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode='markdown',
 )
 
 Json = Annotated[bool, typer.Option('--json', help='Print one JSON document instead of a table.')]
+OnError = Annotated[
+    Literal['skip', 'raise'],
+    typer.Option(
+        help='What a video that cannot be read does: be skipped and counted, or stop all.'
+    ),
+]
+MaxFailed = Annotated[
+    float, typer.Option(help='Share of the videos, 0 to 1, that may fail before all stops.')
+]
+TimeLimit = Annotated[
+    float, typer.Option(help='Seconds without progress after which a video has failed.')
+]
+Root = Annotated[
+    str,
+    typer.Option(help='Folder that the paths in a list start from (default: that of the list).'),
+]
+
+
+def load_net(model: str) -> Any:
+    """The net in eval mode, on this process's accelerator if there is one."""
+    from ..engine.setup import model_source
+    from ..factory import create_model
+    from ..inference.extract import local_device
+
+    return create_model(model_source(model), pretrained=True).eval().to(local_device())
 
 
 def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2))
+
+
+def print_facts(facts: dict[str, Any], as_json: bool, title: str | None = None) -> None:
+    """One JSON document, or a row for each; those of an inner table get its name in front.
+
+    Of the processes of a launch, the first prints.
+    """
+    if os.environ.get('RANK', '0') != '0':
+        return
+    if as_json:
+        print_json(facts)
+        return
+    flat = {}
+    for key, value in facts.items():
+        inner = value if isinstance(value, dict) else {'': value}
+        flat |= {f'{key}.{k}'.rstrip('.'): v for k, v in inner.items()}
+    formats = {int: ',', float: '.4g'}
+    rows = [[k, format(v, formats[type(v)]) if type(v) in formats else v] for k, v in flat.items()]
+    table(['', ''], rows, title)
 
 
 def table(columns: list[str], rows: list[list[Any]], title: str | None = None) -> None:
@@ -34,33 +83,37 @@ def table(columns: list[str], rows: list[list[Any]], title: str | None = None) -
     console = Console(**plain)
     if not console.is_terminal:
         console = Console(width=1000, **plain)
-    grid = Table(title=title and Text(title), title_justify='left', box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False, show_header=any(columns))
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], (int, float)) for row in rows)
         grid.add_column(column, justify='right' if numeric else 'left')
     for row in rows:
-        grid.add_row(*(Text(f'{v:,}' if type(v) is int else str(v)) for v in row))
-    console.print(grid)
+        grid.add_row(*(Text(f'{v:,}' if type(v) is int else one_line(v)) for v in row))
+    with console.capture() as text:
+        if title:  # not the table's own, which is cut to its width
+            console.print(Text(one_line(title)))
+        console.print(grid)
+    print(text.get(), end='', flush=True)  # a console would write across a bar
 
 
 def figures(values: dict[str, Any]) -> str:
     return ', '.join(f'{k} {v:,}' if type(v) is int else f'{k} {v}' for k, v in values.items())
 
 
-def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """A bar on stderr, where that is a terminal and there is more than one item."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if total < 2 or not console.is_terminal:
-        return items
-    return track(items, total=total, console=console, transient=True)
+def progress(items: Iterable[Any], total: int) -> Iterator[Any]:
+    """The items, and a bar on a terminal's stderr."""
+    with bar('') as show:
+        for done, item in enumerate(items):
+            show(done, total)
+            yield item
 
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal's stderr with counts and the time left; call it with (done, total) or a note."""
+    """A bar on a terminal's stderr with counts and the time left; call it with (done, total) or a note.
+
+    What is printed meanwhile, on stderr or on a stdout that is a terminal too, comes above it.
+    """
     from rich.console import Console
     from rich.progress import (  # fmt: skip
         BarColumn,
@@ -77,10 +130,17 @@ def bar(what: str) -> Iterator[Callable[..., None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn('{task.fields[note]}'),
+        TextColumn('{task.fields[note]}', markup=False),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:  # fmt: skip
+    shown = console.is_terminal and os.environ.get('LOCAL_RANK', '0') == '0'  # one of a launch
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not shown,
+        redirect_stdout=False,  # else results would go to stderr
+    ) as bars:
         task = bars.add_task(what, total=None, note='')
 
         def show(

@@ -1,70 +1,74 @@
-"""Commands about videos: what is in them, and networks trained on them."""
+"""Commands about videos: what is in them, their embeddings, and smaller copies to train on."""
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .shared import Json, app, bar, print_json, table
+from .shared import (
+    Json,
+    MaxFailed,
+    OnError,
+    Root,
+    TimeLimit,
+    app,
+    bar,
+    load_net,
+    print_facts,
+    print_json,
+    table,
+)
 
 Model = Annotated[
     str, typer.Option(help='ARCH, ARCH.TAG, local-dir:PATH, hf-hub:REPO, or the folder of a run.')
 ]
-OnError = Annotated[
-    str, typer.Option(help='A video that cannot be read: skip (and list it), or raise (stop).')
-]
-MaxFailed = Annotated[float, typer.Option(help='Share of the videos that may fail.')]
-TimeLimit = Annotated[float, typer.Option(help='Seconds that a video may stall.')]
-
-
-def _net(model: str) -> Any:
-    """The net in eval mode, on this process's accelerator if there is one."""
-    from ..engine.setup import model_source
-    from ..factory import create_model
-    from ..inference.extract import local_device
-
-    return create_model(model_source(model), pretrained=True).eval().to(local_device())
 
 
 @app.command()
 def predict(
     videos: Annotated[
-        list[str], typer.Argument(help='Files, folders, globs, URLs; - for a stream on stdin.')
+        list[str],
+        typer.Argument(
+            metavar='VIDEO', help='Files, folders, globs, URLs; - for a stream on stdin.'
+        ),
     ],
     model: Model = 'bvtam_r50_8x2',
-    topk: Annotated[int, typer.Option(help='Classes to show.')] = 5,
+    topk: Annotated[
+        int, typer.Option(help='Classes to show; of windows, the table has the first.')
+    ] = 5,
     clips: Annotated[
         int | None, typer.Option(help="Clips of a video (default: the model's).")
     ] = None,
     crops: Annotated[
-        int | None, typer.Option(help="Crops of a clip (default: the model's).")
+        int | None, typer.Option(help="Crops of a clip: 1, 3, 5 or 10 (default: the model's).")
     ] = None,
     every: Annotated[
         float | None,
-        typer.Option(help='Seconds between windows: one answer for each, not one in all.'),
+        typer.Option(help='Answer for windows of the video, one beginning every so many seconds.'),
     ] = None,
     length: Annotated[
         float | None, typer.Option(help='Seconds of a window (default: as --every).')
     ] = None,
     timeline: Annotated[
         Path | None,
-        typer.Option(help='PNG of the scores over time, or a folder for several videos.'),
+        typer.Option(help='Draw the scores of the windows: a .png file, or a folder of them.'),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help='Annotated copy, .mp4 or .gif, or a folder for several videos.'),
+        typer.Option(
+            help='Copy the video with the labels drawn on it: a .mp4 or .gif file, or a folder.'
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help='Views that go through the net together.')] = 8,
     workers: Annotated[int, typer.Option(help='Threads that decode.')] = 4,
     on_error: OnError = 'raise',
     max_failed: MaxFailed = 0.1,
     errors: Annotated[
-        Path | None, typer.Option(help='CSV of the videos that were skipped.')
+        Path | None, typer.Option(help='CSV file to list the videos in that were skipped.')
     ] = None,
     time_limit: TimeLimit = 60.0,
     as_json: Json = False,
@@ -72,139 +76,135 @@ def predict(
     """Name what videos show: the likeliest classes and their scores."""
     from ..data.datasets import find_videos
     from ..data.failures import Failures
-    from ..inference.predict import predict_many
-    from ..inference.render import save_annotated, save_timeline
+    from ..data.reader import VideoError
+    from ..data.video import open_video
+    from ..inference.predict import predict_many, video_name
+    from ..inference.render import SUFFIXES, save_annotated, save_timeline
     from ..inference.windows import windows_many
 
     if every is None and (length is not None or timeline is not None):
         raise typer.BadParameter('--length and --timeline are of windows: give --every SECONDS')
     names = find_videos(videos)
-    if len(names) > 1:
-        for option, path in (('--timeline', timeline), ('--save', save)):
-            if path is not None and path.suffix:
-                raise typer.BadParameter(
-                    f'{option} must be a folder, since there are {len(names)} videos'
-                )
-    net = _net(model)
+    several = len(names) > 1
+    _check_output('--timeline', timeline, ('.png',), several)
+    _check_output('--save', save, SUFFIXES, several)
+    # A stream can be read once: its reader keeps it for the annotated copy.
+    readers = [open_video(name, time_limit) if name == '-' else name for name in names]
+    sources = {video_name(reader): reader for reader in readers}
+    stems = _stems(list(sources))
     failures = Failures(len(names), max_failed, errors)
-    views = {'num_clips': clips, 'num_crops': crops, 'batch_size': batch_size}
-    common = {
+    options = {
+        'num_clips': clips,
+        'num_crops': crops,
+        'batch_size': batch_size,
         'workers': workers,
         'on_error': on_error,
         'failures': failures,
         'time_limit': time_limit,
     }
-    with bar('windows' if every else 'videos') as show:
+    results = []
+    with bar('videos' if every is None else 'windows') as show:
+        options['progress'] = show
+        net = load_net(model)
         if every is None:
-            found = predict_many(net, names, topk, **views, **common, progress=show)
+            found = predict_many(net, readers, topk, **options)
         else:
-            found = windows_many(net, names, every, length, topk, **views, **common, progress=show)
-        results = []
+            found = windows_many(net, readers, every, length, topk, **options)
         for result in found:
             results.append(result)
             if not as_json:
                 _show_prediction(result)
-            several = len(names) > 1
+            video = result['video']
             if timeline is not None:
-                save_timeline(result, _place(timeline, result['video'], '.png', several))
+                save_timeline(result, _output(timeline, f'{stems[video]}.png'))
             if save is not None:
-                save_annotated(
-                    result, result['video'], _place(save, result['video'], '.mp4', several)
-                )
+                path = _output(save, f'{stems[video]}.mp4')
+                show(note=f'writing {path.name}')
+                try:
+                    save_annotated(result, sources[video], path, time_limit=time_limit)
+                except VideoError as error:  # damage between the frames that were predicted from
+                    if on_error == 'raise':
+                        raise
+                    failures.add(video, error)
+            show(note=f'video {len(results)} of {len(names)}' if several and every else '')
     if as_json:
         print_json(results)
     if failures:
         print(failures.summary(), file=sys.stderr)
 
 
-def _place(path: Path, video: str, suffix: str, several: bool) -> Path:
-    """Where the picture or copy of one video goes."""
-    if not several and path.suffix:
-        return path
-    return path / f'{Path(video).stem}{suffix}'
+def _check_output(option: str, path: Path | None, suffixes: tuple[str, ...], several: bool) -> None:
+    if path is None or _is_folder(path):
+        return
+    if several:
+        raise typer.BadParameter(f'{option} must be a folder, since there are several videos')
+    if path.suffix.lower() not in suffixes:
+        raise typer.BadParameter(
+            f'{option} must be a folder or end in {" or ".join(suffixes)}, not {path.name}'
+        )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() or not path.suffix
+
+
+def _output(path: Path, name: str) -> Path:
+    return path / name if _is_folder(path) else path
+
+
+def _stems(videos: list[str]) -> dict[str, str]:
+    """A name for what is made of each video: its own, with the folders that they do not share."""
+    from ..data.records import is_url
+
+    paths = [os.path.abspath(f'/{v.partition("://")[2]}' if is_url(v) else v) for v in videos]
+    base = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names = [os.path.relpath(path, base) for path in paths]
+    stems = [os.path.splitext(name)[0] for name in names]
+    if len(set(stems)) < len(stems):  # a.mp4 beside a.avi
+        stems = names
+    return dict(zip(videos, stems, strict=True))
 
 
 def _show_prediction(result: dict[str, Any]) -> None:
     if 'windows' in result:
         rows = [
-            [f'{w["start"]:.2f}', f'{w["end"]:.2f}', t['label'], f'{t["score"]:.4f}']
+            [f'{w["start"]:.2f}', f'{w["end"]:.2f}', t['label'], t['index'], f'{t["score"]:.4f}']
             for w in result['windows']
             for t in w['top'][:1]
         ]
-        table(['start', 'end', 'label', 'score'], rows, result['video'])
+        table(['start', 'end', 'label', 'index', 'score'], rows, result['video'])
     else:
         rows = [[t['label'], t['index'], f'{t["score"]:.4f}'] for t in result['top']]
         table(['label', 'index', 'score'], rows, result['video'])
 
 
-@app.command('eval')
-def eval_(
-    model: Annotated[
-        str,
-        typer.Argument(metavar='RUN_OR_NAME', help="A run's folder, or a network with weights."),
-    ],
-    data: Annotated[str, typer.Option(help='Class folders, a list or annotations.')],
-    split: Annotated[str, typer.Option(help='train, val, test, or empty for all.')] = '',
-    root: Annotated[str, typer.Option(help='Folder that the paths in a list start from.')] = '',
-    clips: Annotated[
-        int | None, typer.Option(help='Clips of a video (default: the published).')
-    ] = None,
-    crops: Annotated[
-        int | None, typer.Option(help='Crops of a clip (default: the published).')
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help='Folder for results.json, per_class.csv and confusion.png.')
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help='Clips that go through the net together.')] = 8,
-    workers: Annotated[int, typer.Option(help='Processes that decode.')] = 2,
-    on_error: OnError = 'skip',
-    max_failed: MaxFailed = 0.1,
-    as_json: Json = False,
-) -> None:
-    """Measure a network's accuracy on labelled videos, or an image network's on images.
-
-    On several GPUs or machines: accelerate launch -m bvtam eval ...
-    """
-    from ..data.datasets import load_images, load_records
-    from ..engine.evaluate import evaluate, processes
-
-    with processes(), bar('videos') as show:
-        net = _net(model)
-        load = load_images if net.input_kind == 'image' else load_records
-        records, names = load(data, split, root=root or None, labels=net.label_names)
-        result = evaluate(
-            net,
-            records,
-            num_clips=clips,
-            num_crops=crops,
-            batch_size=batch_size,
-            workers=workers,
-            on_error=on_error,
-            max_failed=max_failed,
-            out=out,
-            label_names=names,
-            progress=show,
-        )
-    if as_json:
-        print_json(result)
-        return
-    keys = ('model', 'num_videos', 'num_failed', 'top1', 'top5', 'mean_class_accuracy', 'loss')
-    _print_facts({key: result[key] for key in keys} | result['views'], False)
-
-
 @app.command()
 def extract(
-    sources: Annotated[list[str], typer.Argument(help='Videos: files, folders, globs, URLs.')],
+    sources: Annotated[
+        list[str], typer.Argument(metavar='VIDEO', help='Files, folders, globs, URLs.')
+    ],
     out: Annotated[Path, typer.Option(help='Folder of the shards.')],
     model: Model = 'bvtam_r50_8x2',
     what: Annotated[
-        str, typer.Option(help='A row is a clip, a window or a pair of frames.')
+        Literal['clip', 'window', 'pair'], typer.Option(help='What one embedding is of.')
     ] = 'clip',
-    length: Annotated[float | None, typer.Option(help='Seconds of a window.')] = None,
-    every: Annotated[float | None, typer.Option(help='Seconds between windows.')] = None,
-    stage: Annotated[str, typer.Option(help='pooled, or a stage by name or number.')] = 'pooled',
-    format: Annotated[str, typer.Option(help='safetensors or parquet.')] = 'safetensors',
-    dtype: Annotated[str, typer.Option(help='float32 or float16.')] = 'float32',
+    length: Annotated[
+        float | None, typer.Option(help='Seconds of a window; --what window needs it.')
+    ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(help='Seconds from one window to the next (default: as --length).'),
+    ] = None,
+    stage: Annotated[
+        str,
+        typer.Option(help='pooled (what the classifier takes), or a stage by name or number.'),
+    ] = 'pooled',
+    format: Annotated[
+        Literal['safetensors', 'parquet'], typer.Option(help='Of the shards.')
+    ] = 'safetensors',
+    dtype: Annotated[
+        Literal['float32', 'float16'], typer.Option(help='Of the embeddings on disk.')
+    ] = 'float32',
     shard_size: Annotated[int, typer.Option(help='Videos of a shard.')] = 256,
     batch_size: Annotated[int, typer.Option(help='Clips that go through the net together.')] = 8,
     workers: Annotated[int, typer.Option(help='Threads that decode.')] = 4,
@@ -215,13 +215,14 @@ def extract(
 ) -> None:
     """Turn videos into embeddings, in shards; the same command goes on after an interruption.
 
-    On several GPUs or machines: accelerate launch -m bvtam extract ...
+    On several GPUs or machines: `accelerate launch -m bvtam extract ...` Each process ends by itself;
+    the first tells what the folder holds by then.
     """
     from ..inference.extract import extract as run
 
     with bar('videos') as show:
         result = run(
-            _net(model),
+            load_net(model),
             sources,
             out,
             what=what,
@@ -238,55 +239,72 @@ def extract(
             time_limit=time_limit,
             progress=show,
         )
-    _print_facts(result, as_json)
+    print_facts(result, as_json)
 
 
-def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(facts)
-    else:
-        table(['', ''], [[k, f'{v:,}' if type(v) is int else v] for k, v in facts.items()])
+_OF_MOTION, _OF_BOTH = {'count', 'family'}, {'src', 'out', 'size', 'as_json'}
 
 
 @app.command()
 def prepare(
-    src: Annotated[str, typer.Argument(help='A dataset, a folder of videos, or `motion`.')],
-    out: Annotated[Path, typer.Argument(help='Folder to write.')],
+    context: typer.Context,
+    src: Annotated[
+        str, typer.Argument(metavar='SRC', help='A data set, a folder of videos, or motion.')
+    ],
+    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to write.')],
     size: Annotated[
-        int | None, typer.Option(help='Pixels of the shorter side (default 256; motion: 112).')
+        int | None,
+        typer.Option(help='Pixels of the shorter side (default: 256, of motion 112).'),
     ] = None,
-    format: Annotated[str, typer.Option(help='video (H.264) or frames (JPEG).')] = 'video',
-    gop: Annotated[int, typer.Option(help='Frames between two keyframes.')] = 12,
+    format: Annotated[
+        Literal['video', 'frames'], typer.Option(help='H.264 in MP4, or folders of JPEG files.')
+    ] = 'video',
+    gop: Annotated[int, typer.Option(help='Frames from one keyframe to the next.')] = 12,
     quality: Annotated[
-        int | None, typer.Option(help='CRF of videos (default 18), or of JPEG (default 95).')
+        int | None,
+        typer.Option(help='CRF of videos (default: 18), or quality of JPEG (default: 95).'),
     ] = None,
     fps: Annotated[
         float | None, typer.Option(help='Frames a second (default: as they are).')
     ] = None,
     workers: Annotated[int | None, typer.Option(help='Processes (default: one per core).')] = None,
-    split: Annotated[str, typer.Option(help='train, val, test, or all.')] = '',
-    root: Annotated[str, typer.Option(help='Folder that the paths in a list start from.')] = '',
-    labels: Annotated[str, typer.Option(help='File with the label names.')] = '',
+    split: Annotated[
+        Literal['train', 'val', 'test'] | None, typer.Option(help='One part only (default: all).')
+    ] = None,
+    root: Root = '',
+    labels: Annotated[str, typer.Option(help='File with the label names (default: found).')] = '',
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
     time_limit: TimeLimit = 60.0,
     count: Annotated[
-        int, typer.Option(help='motion: videos to train on; a fifth more each for val and test.')
+        int,
+        typer.Option(help='Of motion: videos to train on; a fifth more each for val and test.'),
     ] = 1400,
-    family: Annotated[str, typer.Option(help='motion: direction, order or all.')] = 'all',
+    family: Annotated[
+        Literal['direction', 'order', 'all'], typer.Option(help='Of motion: which classes.')
+    ] = 'all',
     as_json: Json = False,
 ) -> None:
     """Resize and encode videos again, with keyframes close together, so that training reads them fast.
 
-    SRC `motion` stands for procedural clips, made on the spot, whose classes only the order of frames
-    tells apart. The same command goes on after an interruption, and leaves what is done alone.
+    The same command goes on after an interruption, and leaves what is done alone. The word `motion`
+    as SRC stands for procedural clips, made on the spot, whose classes only the order of their frames
+    tells apart; a folder of that name is `./motion`.
     """
-    if src == 'motion':
+    motion = src == 'motion'
+    given = {
+        name for name in context.params if context.get_parameter_source(name).name != 'DEFAULT'
+    }
+    for name in sorted(given - _OF_BOTH - _OF_MOTION if motion else given & _OF_MOTION):
+        option = name.replace('_', '-')
+        raise typer.BadParameter(f'--{option} is {"not for" if motion else "for"} motion')
+    if motion:
         from ..data.motion_files import write_data_set
 
         with bar('videos') as show:
-            result = write_data_set(out, count, family, size or 112, progress=show)
-        _print_facts(result, as_json)
+            side = 112 if size is None else size
+            result = write_data_set(out, count, family, side, progress=show)
+        print_facts(result, as_json)
         return
     from ..data.prepare import prepare as run
 
@@ -294,13 +312,13 @@ def prepare(
         result = run(
             src,
             out,
-            size=size or 256,
+            size=256 if size is None else size,
             format=format,
             gop=gop,
             quality=quality,
             fps=fps,
             workers=workers,
-            split=split,
+            split=split or '',
             root=root or None,
             labels=labels or None,
             on_error=on_error,
@@ -308,62 +326,4 @@ def prepare(
             time_limit=time_limit,
             progress=show,
         )
-    _print_facts(result, as_json)
-
-
-@app.command()
-def train(
-    recipe: Annotated[
-        str, typer.Argument(help='Name of a recipe, path of a YAML file, or a first KEY=VALUE.')
-    ] = '',
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar='KEY=VALUE...', help='Settings of the recipe.')
-    ] = None,
-    data: Annotated[str, typer.Option(help='Class folders, a list or annotations.')] = '',
-    out: Annotated[
-        Path | None, typer.Option(help='Folder of the run (default: runs/ and the model).')
-    ] = None,
-    resume: Annotated[
-        str, typer.Option(help='auto goes on with the run in the folder, never refuses to.')
-    ] = 'auto',
-    list_settings: Annotated[
-        bool, typer.Option('--settings', help='List the recipes and every setting, and end.')
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Train or finetune a network; without a recipe, `finetune` on the videos in --data.
-
-    On several GPUs or machines: accelerate launch -m bvtam train ...
-    """
-    from ..engine.recipe import Recipe, list_recipes
-    from ..engine.recipe import settings as all_settings
-
-    if list_settings:
-        print(f'recipes: {", ".join(list_recipes())}\n')
-        table(['setting', 'default', ''], [list(row) for row in all_settings()])
-        return
-    from ..engine.start import train as run
-
-    pairs = list(settings or [])
-    if '=' in recipe:
-        recipe, pairs = '', [recipe, *pairs]
-    chosen = Recipe.load(recipe or 'finetune', pairs)
-    if data:
-        chosen = chosen.with_data(data)
-    logging.getLogger('bvtam').setLevel(logging.INFO)
-    with bar('clips') as show:
-        result = run(chosen, out, resume, show, _reporter(show))
-    _print_facts(result, as_json)
-
-
-def _reporter(show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
-    """Puts losses beside the bar; evaluations, and where there is no bar all, get a line."""
-
-    def report(row: dict[str, Any]) -> None:
-        numbers = {k: v for k, v in row.items() if k not in ('epoch', 'step', 'val_num_videos')}
-        note = ' '.join(f'{key} {value:.4g}' for key, value in numbers.items())
-        show(note=note)
-        if 'val_loss' in row or not sys.stderr.isatty():
-            print(f'epoch {row["epoch"]} step {row["step"]} {note}', file=sys.stderr)
-
-    return report
+    print_facts(result, as_json)

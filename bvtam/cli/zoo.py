@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import BvtamError
-from .shared import Json, app, figures, print_json, progress, table
+from .shared import Json, app, figures, print_facts, print_json, progress, table
 
 
 @app.command('list')
@@ -60,16 +60,7 @@ def info(
     """Show a network: parameters, features, options, ClipConfig."""
     from ..factory import describe
 
-    facts = describe(name)
-    if as_json:
-        print_json(facts)
-        return
-    flat = {}
-    for key, value in facts.items():
-        flat |= (
-            {f'{key}.{k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-        )
-    table(['', ''], [[k, f'{v:,}' if type(v) is int else v] for k, v in flat.items()], name)
+    print_facts(describe(name), as_json, name)
 
 
 @app.command()

@@ -1,0 +1,173 @@
+"""Commands that take labelled videos: train a network on them, or measure one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .shared import (
+    Json,
+    MaxFailed,
+    OnError,
+    Root,
+    app,
+    bar,
+    load_net,
+    print_facts,
+    print_json,
+    table,
+)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar='RECIPE', help='Name of a recipe or path of a YAML file (default: finetune).'
+        ),
+    ] = '',
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar='KEY=VALUE', help='Settings in place of those of the recipe.'),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help='A folder for each class, a list, or annotations.')
+    ] = '',
+    out: Annotated[
+        Path | None, typer.Option(help='Folder of the run (default: runs/ and the model).')
+    ] = None,
+    resume: Annotated[
+        Literal['auto', 'never'],
+        typer.Option(help='What to do with a run in that folder: go on with it, or refuse to.'),
+    ] = 'auto',
+    list_settings: Annotated[
+        bool, typer.Option('--settings', help='List the recipes and every setting, and end.')
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train or finetune a network; the same command goes on after an interruption.
+
+    On several GPUs or machines: `accelerate launch -m bvtam train ...`
+    """
+    from ..engine.recipe import Recipe, list_recipes
+    from ..engine.recipe import settings as all_settings
+
+    if list_settings:
+        _show_settings(list_recipes(), all_settings(), as_json)
+        return
+    from ..engine.start import train as run
+
+    pairs = list(settings or [])
+    if '=' in recipe:
+        recipe, pairs = '', [recipe, *pairs]
+    chosen = Recipe.load(recipe or 'finetune', pairs)
+    if data:
+        chosen = chosen.with_data(data)
+    logging.getLogger('bvtam').setLevel(logging.INFO)
+    with bar('clips') as show:
+        result = run(chosen, out, resume, show, _reporter(show))
+    print_facts(result, as_json)
+
+
+def _show_settings(recipes: list[str], settings: list[tuple[str, Any, str]], as_json: bool) -> None:
+    if as_json:
+        keys = ('setting', 'default', 'help')
+        rows = [dict(zip(keys, row, strict=True)) for row in settings]
+        print_json({'recipes': recipes, 'settings': rows})
+    else:
+        print(f'recipes: {", ".join(recipes)}\n')
+        table(['setting', 'default', ''], [list(row) for row in settings])
+
+
+def _reporter(show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
+    """Puts losses beside the bar; evaluations, and where there is no bar all, get a line."""
+
+    def report(row: dict[str, Any]) -> None:
+        numbers = {k: v for k, v in row.items() if k not in ('epoch', 'step', 'val_num_videos')}
+        note = ' '.join(f'{key} {value:.4g}' for key, value in numbers.items())
+        show(note=note)
+        if 'val_loss' in row or not sys.stderr.isatty():
+            print(f'epoch {row["epoch"]} step {row["step"]} {note}', file=sys.stderr)
+
+    return report
+
+
+@app.command('eval')
+def eval_(
+    model: Annotated[
+        str,
+        typer.Argument(metavar='RUN_OR_NAME', help='Folder of a run, or a network with weights.'),
+    ],
+    data: Annotated[str, typer.Option(help='A folder for each class, a list, or annotations.')],
+    split: Annotated[
+        Literal['train', 'val', 'test'], typer.Option(help='Part of the data.')
+    ] = 'val',
+    val_share: Annotated[
+        float,
+        typer.Option(
+            help='Share of each class that is val, where the data does not name its parts; training '
+            'holds out 0.2.'
+        ),
+    ] = 1.0,
+    root: Root = '',
+    clips: Annotated[
+        int | None, typer.Option(help="Clips of a video (default: the model's).")
+    ] = None,
+    crops: Annotated[
+        int | None, typer.Option(help="Crops of a clip: 1, 3, 5 or 10 (default: the model's).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help='Folder for results.json, per_class.csv, confusion.png, errors.csv.'),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help='Clips that go through the net together.')] = 8,
+    workers: Annotated[int, typer.Option(help='Processes that decode.')] = 2,
+    on_error: OnError = 'skip',
+    max_failed: MaxFailed = 0.1,
+    as_json: Json = False,
+) -> None:
+    """Measure a network's accuracy on labelled videos, or an image network's on images.
+
+    On several GPUs or machines: `accelerate launch -m bvtam eval ...`
+    """
+    from ..data.datasets import load_images, load_records
+    from ..engine.evaluate import evaluate
+
+    _join()
+    with bar('videos') as show:
+        net = load_net(model)
+        load = load_images if net.input_kind == 'image' else load_records
+        records, names = load(
+            data, split, root=root or None, labels=net.label_names, val_share=val_share
+        )
+        result = evaluate(
+            net,
+            records,
+            num_clips=clips,
+            num_crops=crops,
+            batch_size=batch_size,
+            workers=workers,
+            on_error=on_error,
+            max_failed=max_failed,
+            out=out,
+            label_names=names,
+            progress=show,
+        )
+    keys = ('model', 'num_videos', 'num_failed', 'top1', 'top5', 'mean_class_accuracy', 'loss')
+    shown = result if as_json else {key: result[key] for key in keys} | result['views']
+    print_facts(shown, as_json)
+
+
+def _join() -> None:
+    """Joins the other processes that a launcher has started, if any."""
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+        from ..engine.processes import Processes
+
+        Processes()
