@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -38,7 +39,7 @@ _MAX_PIXELS = 2**26  # of a frame; 8K has half of that
 # Formats that name other files or addresses to be opened.
 _LISTS = {'concat', 'dash', 'hls', 'image2', 'imf', 'rtp', 'rtsp', 'sap', 'sdp', 'vapoursynth'}
 _LISTS |= {'lavfi', 'webm_dash_manifest'}
-_SPOOLING = threading.Lock()
+_LISTS |= {'tty'}  # which draws the letters of a text
 
 
 def open_video(source: object, time_limit: float = 60.0) -> Reader:
@@ -91,6 +92,7 @@ class VideoFile(Reader):
         self._table: FrameTable | None = None
         self._size: tuple[int, int] | None = None  # of the first frame, where others differ
         self._copy: str | None = None  # of a pipe
+        self._spooling = threading.Lock()
         if self.name.startswith('file://'):
             self.name = url2pathname(urlsplit(self.name).path)
         if self.name == '-':
@@ -106,6 +108,13 @@ class VideoFile(Reader):
         self._is_file = file.is_file()
         if self._is_file and not file.stat().st_size:
             raise BvtamError(f'{self.name} is empty (0 bytes); fetch or copy the video again')
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != '_spooling'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._spooling = threading.Lock()
 
     @property
     def num_frames(self) -> int:
@@ -184,7 +193,7 @@ class VideoFile(Reader):
     @contextmanager
     def _opened(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
         """The container and its first video; what fails in it is told as a `VideoError`."""
-        options = {'max_pixels': str(_MAX_PIXELS)}
+        options = {'max_pixels': str(_MAX_PIXELS)}  # for the first look; and below for decoding
         if self._is_url:
             place = self.name
         else:
@@ -215,6 +224,10 @@ class VideoFile(Reader):
             ]
             if not streams:
                 raise VideoError(f'{self.name} has no video stream; give a file with pictures')
+            decoder = streams[0].codec_context
+            decoder.options |= {'max_pixels': str(_MAX_PIXELS)}
+            if decoder.name == 'mjpeg':  # or it shows old memory where a broken picture ends
+                decoder.options |= {'err_detect': 'explode'}
             try:
                 yield container, streams[0]
             except av.error.ExitError:
@@ -233,7 +246,7 @@ class VideoFile(Reader):
     def _local_path(self) -> str:
         if self._is_file:
             return self.name
-        with _SPOOLING:
+        with self._spooling:
             if self._copy is None:
                 self._copy = spool(self.name, self.time_limit)
                 weakref.finalize(self, remove, self._copy, os.getpid())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..clip import ClipConfig
 from ..data.failures import VIDEO_ERRORS
+from ..data.reader import VideoError
 from ..data.sampling import clip_indices
 from ..data.transforms import to_crops
 from ..data.video import open_video
@@ -20,6 +21,7 @@ from ..errors import BvtamError
 
 _FRAMES_A_READ = 64  # at full size in one thread; more only where one clip has more
 _SHORTEST = 0.001  # seconds
+_MOST_WINDOWS = 100_000
 _TOLERANCE = 1e-6  # seconds; times of frames are rounded
 
 Item, Result = TypeVar('Item'), TypeVar('Result')
@@ -90,6 +92,11 @@ def cut(times: Tensor, duration: float, every: float, length: float) -> list[Win
     """
     spans(every, length)
     count = max(0, math.ceil((duration - length - _TOLERANCE) / every)) + 1
+    if count > max(_MOST_WINDOWS, 1000 * len(times)):  # a header that lies about the frame rate
+        raise VideoError(
+            f'{len(times)} frames that last {duration:g} s make {count} windows; raise every, or '
+            'encode the video again'
+        )
     if count > 1 and duration - (count - 1) * every < length / 2 - _TOLERANCE:
         count -= 1
     starts = torch.arange(count, dtype=torch.float64) * every
