@@ -86,7 +86,7 @@ def table(columns: list[str], rows: list[list[Any]], title: str | None = None) -
     grid = Table(box=None, pad_edge=False, show_header=any(columns))
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], (int, float)) for row in rows)
-        grid.add_column(column, justify='right' if numeric else 'left')
+        grid.add_column(column, justify='right' if numeric else 'left', overflow='fold')
     for row in rows:
         grid.add_row(*(Text(f'{v:,}' if type(v) is int else one_line(v)) for v in row))
     with console.capture() as text:
@@ -139,7 +139,7 @@ def bar(what: str) -> Iterator[Callable[..., None]]:
         console=console,
         transient=True,
         disable=not shown,
-        redirect_stdout=False,  # else results would go to stderr
+        redirect_stdout=sys.stdout.isatty(),  # else results would go to stderr
     ) as bars:
         task = bars.add_task(what, total=None, note='')
 
