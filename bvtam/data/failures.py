@@ -32,7 +32,7 @@ class Failures:
             failure and is on disk after each, so that a killed run leaves its list behind.
 
     Raises:
-        BvtamError: `max_failed` outside [0, 1].
+        BvtamError: `max_failed` outside [0, 1], or a `path` that cannot be written.
     """
 
     def __init__(
@@ -44,7 +44,11 @@ class Failures:
         self.path = Path(path) if path is not None else None
         self.reasons: dict[str, str] = {}
         if self.path is not None:
-            self.path.unlink(missing_ok=True)  # of an earlier run
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.unlink(missing_ok=True)  # of an earlier run
+            except OSError as error:
+                raise BvtamError(f'{self.path} cannot be written: {error.strerror}') from None
 
     def add(self, video: str, reason: object) -> None:
         """Records one failure; a video that failed before counts once.
@@ -59,7 +63,9 @@ class Failures:
         log.warning('%s failed: %s', one_line(video), reason)
         if self.path is not None:
             first = not self.path.exists()
-            with self.path.open('a', newline='', encoding='utf-8') as file:
+            with self.path.open(
+                'a', newline='', encoding='utf-8', errors='surrogateescape'
+            ) as file:
                 writer = csv.writer(file)
                 if first:
                     writer.writerow(['video', 'reason'])

@@ -260,7 +260,7 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
 
 def _write(out: Path, name: str, text: str) -> None:
     new = out / _SCRATCH / name
-    with new.open('w', newline='', encoding='utf-8') as file:
+    with new.open('w', newline='', encoding='utf-8', errors='surrogateescape') as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -107,7 +107,7 @@ class VideoFile(Reader):
             raise FileNotFoundError(f'{self.name}: no such video file')
         self._is_file = file.is_file()
         if self._is_file and not file.stat().st_size:
-            raise BvtamError(f'{self.name} is empty (0 bytes); fetch or copy the video again')
+            raise VideoError(f'{self.name} is empty (0 bytes); fetch or copy the video again')
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != '_spooling'}
