@@ -75,7 +75,7 @@ def test_ten_kills_change_no_bit(server, tmp_path, settings, world):
 
 
 def test_what_decodes_ends_with_its_parent(server, tmp_path):
-    for seconds in (0, 0.005, 0.02, 0.1):
+    for seconds in (0, 0.01, 0.1):
         job = {'kill': (signal.SIGKILL, 1, seconds), 'alone': True, 'val': 0}
         pids = server.start('data.workers=2', 'epochs=50', out=tmp_path / 'out', **job)
         assert server.wait() == [-signal.SIGKILL]
@@ -91,7 +91,7 @@ def test_what_decodes_ends_with_its_parent(server, tmp_path):
 )
 def test_a_signal_stops_the_run_which_goes_on_later(server, tmp_path, number, world, workers):
     """All processes get it, those that decode too, as from a terminal or a scheduler."""
-    settings = ('epochs=6', 'log_every=3', f'data.workers={workers}')
+    settings = ('epochs=4', 'log_every=3', f'data.workers={workers}')
     out = tmp_path / 'out'
     pids = server.start(*settings, out=out, world=world, kill=(number, 4, 0), val=0)
     assert server.wait() == [128 + number] * world
@@ -99,7 +99,7 @@ def test_a_signal_stops_the_run_which_goes_on_later(server, tmp_path, number, wo
     gone(pids)
     (kept,) = checkpoint.all_checkpoints(out / 'checkpoints')[-1:]
     state = checkpoint.read_state(kept)
-    assert 4 <= state['step'] < 18
+    assert 4 <= state['step'] < 12
     server.run(*settings, out=out, world=world, val=0)
     server.run(*settings, out=tmp_path / 'whole', world=world, val=0)
     names = ('metrics.jsonl', 'last/model.safetensors', 'results.json')
