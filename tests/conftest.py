@@ -6,8 +6,8 @@ from hypothesis import settings
 
 # Test processes side by side share the cores; what they start inherits it.
 _SHARE = max(1, (os.cpu_count() or 1) // int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1')))
-torch.set_num_threads(_SHARE)
 os.environ.setdefault('OMP_NUM_THREADS', str(_SHARE))
+torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
 settings.register_profile('bvtam', deadline=None, database=None, max_examples=60)
 settings.load_profile('bvtam')

@@ -94,7 +94,9 @@ def normalize(crops: Tensor, clip: ClipConfig, dtype: torch.dtype = torch.float3
         )
     _check_channels(crops.shape[-4], clip)
     mean, std = torch.tensor([clip.mean, clip.std], dtype=torch.float64)[..., None, None, None]
-    exact = {'dtype': torch.promote_types(dtype, torch.float32), 'device': crops.device}
+    # Or every batch would wait for the GPU.
+    exact = {'device': crops.device, 'non_blocking': True}
+    exact['dtype'] = torch.promote_types(dtype, torch.float32)
     values = crops.to(exact['dtype']).mul_((1 / (255 * std)).to(**exact))
     return values.add_((-mean / std).to(**exact)).to(dtype)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -25,6 +24,7 @@ from ..data.transforms import normalize
 from ..errors import BvtamError
 from ..inference.predict import check_counts, evaluating, model_name
 from .counts import Counts, place
+from .processes import quiet_worker
 from .report import figure, most_confused, per_class, write_report
 
 log = logging.getLogger('bvtam')
@@ -130,7 +130,7 @@ def evaluate(
             num_workers=workers,  # of one thread: torch sees to that
             collate_fn=collate,
             pin_memory=net.device.type == 'cuda',
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=quiet_worker,
             generator=torch.Generator(),  # or it would draw from the global one
         ) as batches,
     ):
@@ -340,11 +340,6 @@ def _batches(dataset: Dataset, **options: Any) -> Iterator[Iterator[dict[str, An
     finally:
         # After an error the garbage collector would do it, and take 5 seconds for each process.
         getattr(batches, '_shutdown_workers', bool)()
-
-
-def _ignore_interrupt(_worker: int) -> None:
-    """A decoding process leaves Ctrl-C to its parent, which ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ---- many processes ----
