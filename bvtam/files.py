@@ -22,9 +22,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(
-            prefix='.', suffix=f'.{path.name[-100:]}', dir=path.parent
-        )
+        prefix = f'.{path.name[-100:]}.'
+        descriptor, name = tempfile.mkstemp(path.suffix[-100:], prefix, path.parent)
         try:
             yield Path(name)
             os.fsync(descriptor)
@@ -45,3 +44,12 @@ def write_file(path: str | os.PathLike[str], data: str | bytes) -> None:
     """
     with atomic_file(path) as new:
         new.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Returns once a file or the entries of a folder are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,6 +7,7 @@ summed first, and the classifier runs once per clip. Both figures are given.
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections import Counter
@@ -59,7 +60,8 @@ def count(model: nn.Module, num_frames: int = 1, size: int = 224) -> dict[str, i
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         ops = analysis.by_operator()
         with torch.no_grad():
-            positions = 1 if len(shape) == 4 else model.forward_features(x).shape[2]
+            shapes = copy.deepcopy(model).to('meta')
+            positions = 1 if len(shape) == 4 else shapes.forward_features(x.to('meta')).shape[2]
     finally:
         for module, flag in training.items():
             module.training = flag

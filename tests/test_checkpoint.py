@@ -69,7 +69,7 @@ def test_no_space_left_leaves_the_earlier_ones(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(checkpoint, '_sync', full)
+    monkeypatch.setattr(checkpoint, 'sync', full)
     with pytest.raises(
         BvtamError, match='step-00000002 cannot be written: No space left on device'
     ):

@@ -9,11 +9,20 @@ import bvtam
 from bvtam.flops import check, count, flops, published
 
 
+@pytest.mark.slow  # `bvtam flops --check` does the same
 def test_every_published_row():
     rows = list(check())
     assert len(rows) == len(published()) >= 20
     assert [r['model'] for r in rows if not r['ok']] == []
     assert sum('conv_macs' in r['expected'] for r in rows) == 8  # exact ones
+
+
+def test_published_rows_of_short_clips(monkeypatch):
+    short = [r for r in published() if r['num_frames'] <= 16 and '101' not in r['model']]
+    monkeypatch.setattr('bvtam.flops.published', lambda: short)
+    rows = list(check())
+    assert len(rows) == len(short) >= 8 and all(r['ok'] for r in rows)
+    assert sum('conv_macs' in r['expected'] for r in rows) >= 4
 
 
 @torch.no_grad()

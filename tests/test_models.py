@@ -9,10 +9,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from choice import some
 
 import bvtam
 
 NAMES = bvtam.list_models()
+# Names that differ in their number of frames alone are one network.
+QUICK = ['blresnet50', 'bvtam_r50_8x2', 'bvtam_r101_8x2', 'bvtam_tiny_8x2', 'tam_resnet18_f8']
+QUICK += ['tam_resnet50_f8', 'tsm_resnet101_f8', 'tsn_resnet50_f8']
 SMALL = ['blresnet50', 'bvtam_tiny_8x2', 'tsm_resnet50_f8', 'tam_resnet18_f8']  # one of each kind
 
 
@@ -43,7 +47,7 @@ def test_names_are_those_of_the_zoo():
         assert callable(getattr(bvtam.models, name))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', some(NAMES, QUICK))
 def test_forward_and_backward(name):
     model = make(name, num_classes=7).train()
     x = random_input(model, batch=2)
@@ -56,7 +60,7 @@ def test_forward_and_backward(name):
         assert parameter.grad.isfinite().all(), parameter_name
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', some(NAMES, QUICK))
 @torch.no_grad()
 def test_default_config_and_head(name):
     model = make(name).eval()
@@ -98,7 +102,7 @@ def test_options_at_creation(name):
     torch.testing.assert_close(model(x), model(x))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', some(NAMES, QUICK))
 @torch.no_grad()
 def test_features_only(name):
     extractor = make(name, features_only=True).eval()

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from choice import some
 from fvcore.nn import FlopCountAnalysis
 from timm.models._manipulate import group_parameters
 
@@ -36,6 +37,7 @@ FAMILIES = {
     'mobilenetv3_small_050': (7, 'classifier'),
     'mobilenetv4_hybrid_medium': (27, 'classifier'),
 }
+QUICK = ['resnet18', 'regnety_002', 'convnext_atto', 'efficientnet_b0', 'mobilenetv3_small_050']
 
 
 def lively(net):
@@ -164,7 +166,7 @@ def test_equals_a_resnet_written_by_hand(frames, options):
 # ---- timm itself ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('backbone', FAMILIES)
+@pytest.mark.parametrize('backbone', some(FAMILIES, QUICK))
 def test_without_operators_it_is_the_backbone_on_every_frame(backbone):
     net = lively(temporal_model(backbone, 'none', num_classes=7))
     assert not any(isinstance(m, TemporalLayer) for m in net.modules())
@@ -214,7 +216,7 @@ def test_every_residual_branch_has_an_operator(backbone):
     assert net(clip).shape == (2, net.head_hidden_size)
 
 
-@pytest.mark.parametrize('backbone', FAMILIES)
+@pytest.mark.parametrize('backbone', some(FAMILIES, QUICK))
 def test_features_only_keeps_what_it_needs(backbone):
     net = temporal_model(backbone, 'tsm', features_only=True, out_indices=(1, 2))
     whole = temporal_model(backbone, 'tsm')
@@ -332,7 +334,7 @@ def test_copies_compute_the_same():
         assert all(torch.equal(c(clip), net(clip)) for c in copies)
 
 
-@pytest.mark.parametrize('options', [{}, {'temporal': 'tsm'}, {'temporal_pool': True}])
+@pytest.mark.parametrize('options', some([{}, {'temporal': 'tsm'}, {'temporal_pool': True}], [{}]))
 def test_compiles_whole_and_exports_with_any_shape(options):
     net = net18(**options)
     clips = torch.randn(2, 3, 20, 64, 64), torch.randn(3, 3, 19, 80, 72)

@@ -129,7 +129,7 @@ def test_no_space_left(tmp_path, monkeypatch, at):
 
     with monkeypatch.context() as patch:
         if at == 'checkpoint':
-            patch.setattr(checkpoint, '_sync', later(checkpoint._sync, 5))
+            patch.setattr(checkpoint, 'sync', later(checkpoint.sync, 5))
         elif at == 'best':
             function = safetensors.torch.save_file
             patch.setattr(safetensors.torch, 'save_file', later(function, 6))

@@ -16,6 +16,7 @@ import torch
 import bvtam
 from bvtam.errors import BvtamError
 from bvtam.hub import cards, download, store, table
+from bvtam.hub.push import push_folder
 
 ROOT = Path(__file__).parents[1]
 NAME = 'bvtam_r50_8x2.ssv1_ibm'
@@ -285,3 +286,59 @@ def test_verify_finds_what_changed(tmp_path):
     (folder / store.SUMS).unlink()
     with pytest.raises(BvtamError, match='SHA256SUMS is missing'):
         bvtam.verify(str(folder))
+
+
+# ---- weights that ship, and files that two names share ----
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    """bvtam_r50_8x2.own and bvtam_r50_16x2.own: one file, two ClipConfigs."""
+    small = {'width': 16, 'layers': (2, 2, 2, 2), 'num_classes': 3}
+    for frames, owner in ((8, ''), (16, 'bvtam_r50_8x2.own')):
+        torch.manual_seed(0)
+        net = bvtam.create_model(f'bvtam_r50_{frames}x2', **small)
+        folder = bvtam.save_pretrained(net, tmp_path / f'bvtam_r50_{frames}x2.own', half=True)
+        if owner:
+            cards.write_config(net, folder / store.CONFIG, weights=owner)
+            (folder / store.WEIGHTS).unlink()
+    monkeypatch.setenv('BVTAM_ZOO', str(tmp_path))
+    return tmp_path
+
+
+def test_two_names_share_a_file(shared):
+    short, long = (bvtam.create_model(f'bvtam_r50_{k}x2.own', pretrained=True) for k in (8, 16))
+    assert (short.clip_config.num_frames, long.clip_config.num_frames) == (16, 32)
+    for name, value in short.state_dict().items():
+        assert torch.equal(value, long.state_dict()[name]), name
+    assert torch.equal(short.layer4[0].conv2.weight, short.layer4[0].conv2.weight.half().float())
+    for name in ('bvtam_r50_8x2.own', 'bvtam_r50_16x2.own'):
+        assert store.where(name) == 'here'
+        assert bvtam.verify(name)['golden_error'] < 1e-5
+    timm.create_model('bvtam_r50_16x2.own', pretrained=True)
+    with local_hub.LocalHub() as hub, pytest.MonkeyPatch.context() as patch:
+        hub.add_user('me', 'hf_me')
+        hub.patch(patch)
+        push_folder(shared / 'bvtam_r50_16x2.own', 'me/long')
+        again = bvtam.create_model('hf-hub:me/long', pretrained=True)
+    assert again.clip_config.num_frames == 32
+    assert torch.equal(again.fc.weight, long.fc.weight)
+
+
+def test_a_shared_file_that_is_not_there_or_not_beside(shared):
+    path = shared / 'bvtam_r50_16x2.own' / store.CONFIG
+    good = path.read_text()
+    for name in ('../bvtam_r50_8x2.own', '..', '', 3, str(shared / 'bvtam_r50_8x2.own')):
+        path.write_text(json.dumps(json.loads(good) | {'weights': name}))
+        with pytest.raises((BvtamError, FileNotFoundError)):
+            bvtam.create_model(f'local-dir:{path.parent}', pretrained=True)
+    path.write_text(good.replace('bvtam_r50_8x2.own', 'bvtam_r50_8x2.gone'))
+    with pytest.raises(FileNotFoundError, match='bvtam_r50_8x2.gone'):
+        bvtam.create_model(f'local-dir:{path.parent}', pretrained=True)
+    with pytest.raises(BvtamError, match='no weights named bvtam_r50_16x2.own'):
+        bvtam.create_model('bvtam_r50_16x2.own', pretrained=True)
+    weights = shared / 'bvtam_r50_8x2.own' / store.WEIGHTS
+    path.write_text(good)
+    weights.write_bytes(weights.read_bytes()[:-1] + b'x')
+    with pytest.raises(BvtamError, match='has SHA-256'):
+        bvtam.create_model('bvtam_r50_16x2.own', pretrained=True)

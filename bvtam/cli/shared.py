@@ -41,6 +41,22 @@ Root = Annotated[
 ]
 
 
+def check_given(
+    context: typer.Context, motion: bool, of_motion: set[str], of_both: set[str]
+) -> None:
+    """Options that are only for motion clips, or not for them, are not ignored.
+
+    Raises:
+        typer.BadParameter: one of them was given where it does nothing.
+    """
+    given = {
+        name for name in context.params if context.get_parameter_source(name).name != 'DEFAULT'
+    }
+    for name in sorted(given - of_both - of_motion if motion else given & of_motion):
+        option = name.replace('_', '-')
+        raise typer.BadParameter(f'--{option} is {"not for" if motion else "for"} motion')
+
+
 def load_net(model: str) -> Any:
     """The net in eval mode, on this process's accelerator if there is one."""
     from ..engine.setup import model_source

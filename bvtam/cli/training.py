@@ -18,6 +18,7 @@ from .shared import (
     Root,
     app,
     bar,
+    check_given,
     load_net,
     print_facts,
     print_json,
@@ -99,13 +100,19 @@ def _reporter(show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
     return report
 
 
+_EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'as_json'}
+
+
 @app.command('eval')
 def eval_(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(metavar='RUN_OR_NAME', help='Folder of a run, or a network with weights.'),
     ],
-    data: Annotated[str, typer.Option(help='A folder for each class, a list, or annotations.')],
+    data: Annotated[
+        str, typer.Option(help='A folder for each class, a list, annotations, or the word motion.')
+    ],
     split: Annotated[
         Literal['train', 'val', 'test'], typer.Option(help='Part of the data.')
     ] = 'val',
@@ -131,16 +138,40 @@ def eval_(
     workers: Annotated[int, typer.Option(help='Processes that decode.')] = 2,
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
+    count: Annotated[int, typer.Option(help='Of motion: clips.')] = 2000,
+    seed: Annotated[int, typer.Option(help='Of motion: other seeds, other clips.')] = 1,
+    videos: Annotated[
+        bool, typer.Option('--videos', help='Of motion: by way of H.264 files, 320x240 at 10 fps.')
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a network's accuracy on labelled videos, or an image network's on images.
 
+    `--data motion` renders clips that no training has seen (see `bvtam prepare`).
     On several GPUs or machines: `accelerate launch -m bvtam eval ...`
     """
     from ..data.datasets import load_images, load_records
     from ..engine.evaluate import evaluate
 
     _join()
+    motion = data == 'motion'
+    check_given(context, motion, of_motion={'count', 'seed', 'videos'}, of_both=_EVAL_BOTH)
+    if motion:
+        from ..engine.motion import evaluate_motion
+
+        with bar('clips') as show:
+            result = evaluate_motion(
+                load_net(model),
+                count,
+                seed,
+                videos=videos,
+                batch_size=batch_size,
+                workers=workers,
+                out=out,
+                progress=show,
+            )
+        _show_accuracy(result, as_json)
+        return
     with bar('videos') as show:
         net = load_net(model)
         load = load_images if net.input_kind == 'image' else load_records
@@ -160,9 +191,13 @@ def eval_(
             label_names=names,
             progress=show,
         )
+    _show_accuracy(result, as_json)
+
+
+def _show_accuracy(result: dict[str, Any], as_json: bool) -> None:
     keys = ('model', 'num_videos', 'num_failed', 'top1', 'top5', 'mean_class_accuracy', 'loss')
-    shown = result if as_json else {key: result[key] for key in keys} | result['views']
-    print_facts(shown, as_json)
+    shown = {key: result[key] for key in keys} | result['views'] | result.get('families', {})
+    print_facts(result if as_json else shown, as_json)
 
 
 def _join() -> None:

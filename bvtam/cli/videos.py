@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..errors import BvtamError
 from .shared import (
     Json,
     MaxFailed,
@@ -17,6 +18,7 @@ from .shared import (
     TimeLimit,
     app,
     bar,
+    check_given,
     load_net,
     print_facts,
     print_json,
@@ -63,6 +65,10 @@ def predict(
             help='Copy the video with the labels drawn on it: a .mp4 or .gif file, or a folder.'
         ),
     ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(help='Draw where and when the net sees it: a .png file, or a folder of them.'),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help='Views that go through the net together.')] = 8,
     workers: Annotated[int, typer.Option(help='Threads that decode.')] = 4,
     on_error: OnError = 'raise',
@@ -78,14 +84,19 @@ def predict(
     from ..data.failures import Failures
     from ..data.reader import VideoError
     from ..data.video import open_video
+    from ..inference.evidence import evidence as find_evidence
+    from ..inference.evidence import save_evidence
     from ..inference.predict import predict_many, video_name
     from ..inference.render import SUFFIXES, save_annotated, save_timeline
     from ..inference.windows import windows_many
 
     if every is None and (length is not None or timeline is not None):
         raise typer.BadParameter('--length and --timeline are of windows: give --every SECONDS')
+    if every is not None and evidence is not None:
+        raise typer.BadParameter('--evidence is of the whole video: leave out --every')
     names = find_videos(videos)
     several = len(names) > 1
+    _check_output('--evidence', evidence, ('.png',), several)
     _check_output('--timeline', timeline, ('.png',), several)
     _check_output('--save', save, SUFFIXES, several)
     # A stream can be read once: its reader keeps it for the annotated copy.
@@ -117,6 +128,9 @@ def predict(
             video = result['video']
             if timeline is not None:
                 save_timeline(result, _output(timeline, f'{stems[video]}.png'))
+            if evidence is not None:
+                seen = find_evidence(net, sources[video], topk, time_limit=time_limit)
+                save_evidence(seen, _output(evidence, f'{stems[video]}.png'))
             if save is not None:
                 path = _output(save, f'{stems[video]}.mp4')
                 show(note=f'writing {path.name}')
@@ -131,6 +145,28 @@ def predict(
         print_json(results)
     if failures:
         print(failures.summary(), file=sys.stderr)
+
+
+@app.command()
+def demo(
+    model: Model = 'bvtam_r50_8x2',
+    port: Annotated[int, typer.Option(help='Of the page, on this machine.')] = 7860,
+    share: Annotated[
+        bool, typer.Option('--share', help="Let others see it, through Gradio's servers.")
+    ] = False,
+) -> None:
+    """Open a page to drop or record a video on: what it shows, when, and where the evidence is."""
+    from ..inference.demo import build
+
+    page = build(load_net(model))
+    try:
+        page.launch(
+            server_port=port, share=share, quiet=True, inbrowser=False, prevent_thread_lock=True
+        )
+    except OSError as error:
+        raise BvtamError(f'port {port} cannot be used: {error}; name another with --port') from None
+    print(f'open {page.local_url} (Ctrl-C ends it)', flush=True)
+    page.block_thread()
 
 
 def _check_output(option: str, path: Path | None, suffixes: tuple[str, ...], several: bool) -> None:
@@ -242,9 +278,6 @@ def extract(
     print_facts(result, as_json)
 
 
-_OF_MOTION, _OF_BOTH = {'count', 'family'}, {'src', 'out', 'size', 'as_json'}
-
-
 @app.command()
 def prepare(
     context: typer.Context,
@@ -292,12 +325,8 @@ def prepare(
     tells apart; a folder of that name is `./motion`.
     """
     motion = src == 'motion'
-    given = {
-        name for name in context.params if context.get_parameter_source(name).name != 'DEFAULT'
-    }
-    for name in sorted(given - _OF_BOTH - _OF_MOTION if motion else given & _OF_MOTION):
-        option = name.replace('_', '-')
-        raise typer.BadParameter(f'--{option} is {"not for" if motion else "for"} motion')
+    of_both = {'src', 'out', 'size', 'as_json'}
+    check_given(context, motion, of_motion={'count', 'family'}, of_both=of_both)
     if motion:
         from ..data.motion_files import write_data_set
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +16,7 @@ from torchvision.io import encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import BvtamError
+from ..files import sync
 from .processes import watch
 from .reader import Reader, VideoError
 from .records import Record
@@ -213,7 +213,7 @@ def write_video(
             frame.pts, frame.time_base = ticks[i], stream.time_base
             mux(stream.encode(frame))
         mux(stream.encode(None))
-    _sync(path)
+    sync(path)
 
 
 def write_frames(folder: Path, chunks: Iterable[Tensor], quality: int) -> None:
@@ -233,12 +233,4 @@ def write_frames(folder: Path, chunks: Iterable[Tensor], quality: int) -> None:
         jpeg = encode_jpeg(picture.contiguous(), quality)
         (folder / IMAGE_NAME.format(number)).write_bytes(jpeg.numpy())
     for path in [*folder.iterdir(), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import BvtamError
+from ..files import sync
 from ..hub.store import sha256
 
 log = logging.getLogger('bvtam')
@@ -64,11 +65,11 @@ def save(
             files[path.name] = sha256(path)
         (new / STATE).write_text(json.dumps({**state, 'files': files}, indent=1))
         for path in [*new.iterdir(), new]:
-            _sync(path)
+            sync(path)
         if target.exists():  # of the same step: a resumed run may reach it again
             shutil.rmtree(target)
         new.rename(target)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
         raise BvtamError(f'checkpoint {target} cannot be written: {reason}') from None
@@ -77,14 +78,6 @@ def save(
     for old in all_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def all_checkpoints(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from ..clip import ClipConfig
+from ..data.motion import FAMILIES
 from ..errors import BvtamError, nearest
 
 RECIPES = Path(__file__).parents[1] / 'recipes'
@@ -28,6 +29,17 @@ def _meta(help: str, choices: tuple = (), least: float = 0, most: float = 1e9) -
 
 def _setting(default: Any, help: str, choices: tuple = (), least: float = 0, most: float = 1e9):
     return field(default=default, metadata=_meta(help, choices, least, most))
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Procedural clips (see `data/motion.py`), rendered as they are needed, in place of videos."""
+
+    family: str = _setting('', "classes to render; '': train on videos", ('', *FAMILIES))
+    clips: int = _setting(9600, 'training clips of an epoch; none comes twice', least=1)
+    val_clips: int = _setting(1000, 'validation clips', least=1, most=1_000_000)
+    encode: float = _setting(0.0, 'share of the training clips that go through H.264', most=1)
+    held_out: bool = _setting(False, 'motions and textures that weights in the zoo never saw')
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class Data:
     )
     time_limit: float = _setting(60.0, 'seconds that a video may stall', least=0.1)
     workers: int = _setting(2, 'decoding processes per training process', most=256)
+    motion: Motion = field(default_factory=Motion)
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,18 @@ class Recipe:
             raise BvtamError('recipe: give data.path, or data.train and data.val, not both')
         if self.data.val and not self.data.train:
             raise BvtamError('recipe: data.val is given without data.train')
+        if self.data.motion.family:
+            if self.data.path or self.data.train:
+                raise BvtamError(
+                    'recipe: give data.path (or train), or data.motion.family, not both'
+                )
+            for f in fields(Augment):
+                # Their scenes vary enough; of the rest only what works on batches is there.
+                of_batch = f.name in ('mixup', 'cutmix')
+                if not of_batch and getattr(self.augment, f.name) != f.default:
+                    raise BvtamError(
+                        f'recipe: augment.{f.name} is not for data.motion: leave it out'
+                    )
         if self.augment.mixup and self.augment.cutmix:
             raise BvtamError('recipe: give augment.mixup or augment.cutmix, not both')
 
@@ -198,7 +223,8 @@ class Recipe:
 
     def with_data(self, path: str) -> Recipe:
         """The recipe on another dataset."""
-        return replace(self, data=replace(self.data, path=path, train='', val=''))
+        data = replace(self.data, path=path, train='', val='', motion=Motion())
+        return replace(self, data=data)
 
 
 def list_recipes() -> list[str]:

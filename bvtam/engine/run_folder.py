@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ import filelock
 import yaml
 
 from ..errors import BvtamError
+from ..files import write_file
 from .recipe import Recipe
 
 log = logging.getLogger('bvtam')
@@ -66,7 +66,7 @@ def open_run(out: Path, recipe: Recipe, resume: str) -> None:
         others = [p.name for p in out.iterdir() if not p.name.startswith('.')]
         if others:
             raise BvtamError(f'{out} holds {others[0]} and no run: name another folder with --out')
-        write_text(path, recipe.to_yaml())
+        write_file(path, recipe.to_yaml())
         return
     if resume == 'never':
         raise BvtamError(f'{out} holds a run: name another folder with --out, or resume it')
@@ -153,28 +153,6 @@ def _flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def write_text(path: Path, text: str) -> None:
-    """Atomically."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Atomically."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-        try:
-            with open(descriptor, 'wb') as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise BvtamError(f'{path} cannot be written: {error.strerror}') from None
-
-
 def save_curves(out: Path) -> None:
     """`curves.png` from metrics.jsonl: losses, accuracy and learning rate over the steps."""
     try:
@@ -201,4 +179,4 @@ def save_curves(out: Path) -> None:
     loss.legend()
     picture = io.BytesIO()
     figure.savefig(picture, format='png', dpi=120)
-    write_bytes(out / CURVES, picture.getvalue())
+    write_file(out / CURVES, picture.getvalue())

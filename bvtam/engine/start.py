@@ -13,6 +13,7 @@ from torch import nn
 
 from ..clip import ClipConfig
 from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, load_records
+from ..data.motion import MotionClips
 from ..data.transforms import TrainTransform, flip_label_map
 from ..errors import BvtamError
 from ..factory import create_model
@@ -45,6 +46,16 @@ def train(
         BvtamError, FileNotFoundError: a recipe, data or first weights that do not fit together.
         Stopped: SIGTERM or SIGINT came; the same call goes on from there.
     """
+    if recipe.data.motion.family:
+        net, train_set, val_set = _motion(recipe)
+    else:
+        net, train_set, val_set = _videos(recipe)
+    out = Path(out) if out is not None else Path('runs') / recipe.model
+    trainer = Trainer(net, recipe, train_set, val_set, out, progress, on_log)
+    return {**trainer.fit(resume), 'out': str(out)}
+
+
+def _videos(recipe: Recipe) -> tuple[nn.Module, VideoDataset, VideoDataset | None]:
     train_records, val_records, names = load_data(recipe)
     num_classes = recipe.num_classes or (
         len(names) if names else 1 + max(record.label for record in train_records)
@@ -59,10 +70,30 @@ def train(
                 f'{record.source}: label {record.label} is outside the {num_classes} classes'
             )
     net = build_net(recipe, names, num_classes)
-    train_set, val_set = datasets(recipe, net, train_records, val_records)
-    out = Path(out) if out is not None else Path('runs') / recipe.model
-    trainer = Trainer(net, recipe, train_set, val_set, out, progress, on_log)
-    return {**trainer.fit(resume), 'out': str(out)}
+    return net, *datasets(recipe, net, train_records, val_records)
+
+
+def _motion(recipe: Recipe) -> tuple[nn.Module, MotionClips, MotionClips]:
+    motion = recipe.data.motion
+    # Which classes there are does not depend on the size of the clips, which the net tells.
+    names = MotionClips(family=motion.family, held_out=motion.held_out).label_names
+    if recipe.num_classes not in (0, len(names)):
+        raise BvtamError(
+            f'recipe: num_classes is {recipe.num_classes}, but these motion clips have {len(names)}'
+        )
+    net = build_net(recipe, names, len(names))
+    clip = net.clip_config
+    common = {
+        'num_frames': clip.num_frames,
+        'size': clip.crop_size,
+        'family': motion.family,
+        'held_out': motion.held_out,
+    }
+    return (
+        net,
+        MotionClips(**common, seed=recipe.run.seed, length=motion.clips, encode=motion.encode),
+        MotionClips(**common, split='val', length=motion.val_clips),
+    )
 
 
 def finetune(

@@ -36,12 +36,13 @@ from ..data.failures import Failures
 from ..data.sampling import sample_seed
 from ..data.transforms import normalize
 from ..errors import BvtamError
+from ..files import write_file
 from ..hub.publish import save_pretrained
 from . import checkpoint
 from .evaluate import evaluate
 from .processes import Processes, Stopped, Wish, quiet_worker, stop_signals
 from .recipe import Recipe
-from .run_folder import RESULTS, Journal, locked, open_run, save_curves, write_text
+from .run_folder import RESULTS, Journal, locked, open_run, save_curves
 from .setup import Batches, build_optimizer, build_schedule, current_lr, freeze_norms
 
 log = logging.getLogger('bvtam')
@@ -413,7 +414,7 @@ class Trainer:
         results['failed'] = len(self.failures)
         if self.out and self.team.main and not (self.out / RESULTS).exists():
             save_curves(self.out)
-            write_text(self.out / RESULTS, json.dumps(results, indent=1) + '\n')
+            write_file(self.out / RESULTS, json.dumps(results, indent=1) + '\n')
         if self.failures and self.team.main:
             log.warning(self.failures.summary())
         return results

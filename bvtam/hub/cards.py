@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCardData
@@ -16,12 +17,15 @@ from . import store
 from .table import Entry
 
 
-def write_config(model: nn.Module, path: Path, licence: str = '') -> None:
-    """`config.json`: timm's keys, "clip" and, where they are known, label names.
+def write_config(model: nn.Module, path: Path, licence: str = '', weights: str = '') -> None:
+    """`config.json`: timm's keys, "clip" and, where they are known, label names; "weights" names the
+    folder beside it whose weights these are too.
 
     timm ignores the additional key, so `timm.create_model('hf-hub:...')` reads the same folder.
     """
-    extra = {'label_names': model.label_names}
+    extra: dict[str, Any] = {'label_names': model.label_names}
+    if weights:
+        extra['weights'] = weights
     if model.clip_config is not None:
         extra['clip'] = model.clip_config.to_dict()
     save_config_for_hf(model, path, model_config=extra)
@@ -51,7 +55,10 @@ def card(model: nn.Module, entry: Entry | None = None, origin: str = '', licence
         eval_results=_results(entry, task) if entry else None,
     )
     parts = [f'---\n{data.to_yaml()}\n---', f'# {name}']
-    if entry:
+    if entry and entry.ships:
+        parts += [f'{entry.dataset} weights, trained by this project.', f'## Data\n\n{entry.about}']
+        parts.append(f'## Training\n\n{entry.training}')
+    elif entry:
         parts.append(
             f'{entry.dataset} weights of [{entry.release}]({entry.code}), licence {entry.licence}, as the '
             f'release states for its code.\nPaper: {entry.paper}.'
@@ -67,7 +74,7 @@ def card(model: nn.Module, entry: Entry | None = None, origin: str = '', licence
     )
     limits = 'No label names come with these weights: predictions are class numbers, in the order of the dataset.'
     if entry:
-        parts.append(f'## Limits\n\nTrained on {entry.dataset} alone. {limits}')
+        parts.append(f'## Limits\n\nTrained on {entry.dataset} alone. {entry.limits or limits}')
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 
@@ -80,8 +87,8 @@ def _results(entry: Entry, task: str) -> list[EvalResult]:
             metric_type='accuracy',
             metric_name=f'top-1, {metric["views"]}',
             metric_value=metric['top1'],
-            source_name=f'published by {entry.release}',
-            source_url=entry.code,
+            source_name=f'published by {entry.release}' if entry.code else None,
+            source_url=entry.code or None,
         )
         for metric in entry.metrics
     ]
@@ -108,6 +115,14 @@ def _facts(model: nn.Module, entry: Entry | None) -> str:
 
 
 def _metrics(entry: Entry) -> str:
+    if entry.ships:
+        rows = '\n'.join(
+            f'| {m["views"]} | {m["top1"]} | `{m["command"]}` |' for m in entry.metrics
+        )
+        return (
+            '## Accuracy\n\nMeasured here, on clips that training never saw.\n\n'
+            f'| clips | top-1 (%) | command |\n|---|---|---|\n{rows}'
+        )
     rows = '\n'.join(f'| {m["views"]} | {m["top1"]} |' for m in entry.metrics)
     return (
         f'## Accuracy\n\nOn {entry.dataset}, as published by the release; not measured again here.\n\n'
@@ -116,6 +131,8 @@ def _metrics(entry: Entry) -> str:
 
 
 def _how_to_get(entry: Entry) -> str:
+    if entry.ships:
+        return '## Weights\n\nThey come with the package: no download.'
     if entry.url:
         return (
             f"## Weights\n\n`pretrained=True` downloads the authors' file from {entry.url}, converts it once "

@@ -65,6 +65,7 @@ def save_pretrained(
     origin: str = '',
     licence: str = '',
     entry: Entry | None = None,
+    half: bool = False,
 ) -> Path:
     """Writes a zoo folder: config.json, weights, model card, a golden pair, and their SHA-256.
 
@@ -74,6 +75,7 @@ def save_pretrained(
         origin: where the weights come from, in a sentence for the card.
         licence: of the weights, as the Hub names it; left open when nobody chose one.
         entry: the published weights that these are.
+        half: keep convolutions and the classifier in float16, and round those of `model` to it.
 
     Returns:
         The folder.
@@ -91,6 +93,11 @@ def save_pretrained(
     with atomic_folder(folder) as new:
         cards.write_config(model, new / store.CONFIG, licence)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        if half:  # norms and temporal weights are few, and some of them small beyond float16
+            state |= {
+                n: t.half() for n, t in state.items() if n.endswith('.weight') and t.ndim in (2, 4)
+            }
+            model.load_state_dict(state)
         safetensors.torch.save_file(state, new / store.WEIGHTS, metadata={'format': 'pt'})
         (new / store.CARD).write_text(cards.card(model, entry, origin, licence), encoding='utf-8')
         safetensors.torch.save_file(golden_pair(model), new / store.GOLDEN)

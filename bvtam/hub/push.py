@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -44,23 +44,27 @@ def push_folder(
         BvtamError: the files are damaged, or the Hub refuses; each with what to do.
     """
     folder = Path(folder)
-    store.read_config(folder)
-    for name in (store.WEIGHTS, store.CARD):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f'{folder / name} is missing')
+    config, weights = store.read_config(folder), store.weights_file(folder)
+    for path in (weights, folder / store.CARD):
+        if not path.is_file():
+            raise FileNotFoundError(f'{path} is missing')
     store.check_hashes(folder)
+    names = [store.CONFIG, store.CARD, store.GOLDEN, store.SUMS]
+    files = {name: folder / name for name in names if (folder / name).is_file()}
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
+        commit = api.create_commit(
+            repo_id,
+            [
+                CommitOperationAdd(name, path)
+                for name, path in (files | {store.WEIGHTS: weights}).items()
+            ],
             revision=revision,
             create_pr=create_pr,
-            commit_message=f'Add {store.read_config(folder)["architecture"]}',
-            allow_patterns=[store.CONFIG, store.WEIGHTS, store.CARD, store.GOLDEN, store.SUMS],
+            commit_message=f'Add {config["architecture"]}',
         )
     except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
         raise BvtamError(f'{repo_id}: {" ".join(str(error).split())}') from None

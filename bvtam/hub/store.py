@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,21 @@ def folders(arch: str = '', tag: str = '') -> list[Path]:
             continue
         for folder in matching:
             # a name that starts with a dot is what a killed process left behind
-            if not folder.name.startswith('.') and os.path.isfile(folder / WEIGHTS):
+            if not folder.name.startswith('.') and os.path.isfile(weights_file(folder)):
                 found.setdefault(folder.name, folder)
     return list(found.values())
+
+
+def weights_file(folder: str | os.PathLike[str]) -> Path:
+    """The weights of a zoo folder, which may be those of the folder beside it that its config names:
+    nets that differ by their ClipConfig alone share one file."""
+    folder = Path(folder)
+    own = folder / WEIGHTS
+    if not os.path.isfile(own) and os.path.isfile(folder / CONFIG):
+        with suppress(BvtamError):  # a damaged config is told of where it is used
+            if name := read_config(folder).get('weights'):
+                return folder.parent / name / WEIGHTS
+    return own
 
 
 def where(name: str) -> str:
@@ -77,12 +90,14 @@ def where(name: str) -> str:
 
     Returns:
         'here' (the user's folders or the package), 'cache', 'download', 'convert by hand', or ''
-        where nobody knows the name.
+        where nobody knows the name, or an installation lacks what it should have.
     """
     if found := folders(*name.split('.', 1)):
         return 'cache' if found[0].parent == cache_dir() else 'here'
     entry = entries().get(name)
-    return '' if entry is None else 'download' if entry.url else 'convert by hand'
+    if entry is None or entry.ships:
+        return ''
+    return 'download' if entry.url else 'convert by hand'
 
 
 # Makes a zoo folder of an entry with a direct link; `download.py` puts itself here on import.
@@ -90,7 +105,8 @@ downloaders: list[Callable[[Entry], Path]] = []
 
 
 def find(arch: str, tag: str = '') -> Path:
-    """The zoo folder of `arch.tag`; without a tag, of the only one here or the first in the table.
+    """The zoo folder of `arch.tag`; without a tag, of the only one here or the first in the table,
+    which begins with the weights that ship with the package.
 
     Weights with a direct link are downloaded and converted, once.
 
@@ -120,6 +136,10 @@ def find(arch: str, tag: str = '') -> Path:
             'pass pretrained=False'
         )
     entry = wanted[0]
+    if entry.ships:
+        raise BvtamError(
+            f'the weights {entry.name} are missing in {roots()[-1]}: install bvtam again'
+        )
     if not entry.url:
         raise BvtamError(
             f'the weights {entry.name} lie behind a web page: open {entry.page} in a browser, save '
@@ -151,7 +171,7 @@ def check_hashes(folder: Path) -> None:
         raise BvtamError(f'{sums} does not name {WEIGHTS}: convert or download it again')
     for line in lines:
         expected, _, name = line.partition('  ')
-        path = folder / Path(name).name
+        path = weights_file(folder) if name == WEIGHTS else folder / Path(name).name
         if not path.is_file():
             raise BvtamError(f'{path} is missing: convert or download it again')
         if (actual := sha256(path)) != expected:
@@ -203,6 +223,9 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     for key, kind in (('num_features', int), ('global_pool', str)):
         if key in config and type(config[key]) is not kind:
             raise BvtamError(f'{path}: "{key}" must be {kind.__name__}, not {config[key]!r}')
+    shared = config.get('weights', 'none')
+    if type(shared) is not str or not re.fullmatch(r'\w[\w.-]*', shared):
+        raise BvtamError(f'{path}: "weights" must name a folder beside it, not {shared!r}')
     classes, labels = config.get('num_classes'), config.get('label_names')
     if type(classes) is not int or not 0 <= classes <= 1_000_000:
         raise BvtamError(f'{path}: "num_classes" must be a number of classes, not {classes!r}')

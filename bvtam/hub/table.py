@@ -1,4 +1,4 @@
-"""The published weights: links, licences, metrics and costs, all from `published.json`.
+"""The weights with a name: links, licences, metrics and costs, all from `published.json`.
 
 Model cards, the README's table, `bvtam list --pretrained` and the downloads have no other source.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """Weights that their authors published.
+    """Weights that their authors published, or that ship with this package.
 
     Attributes:
         name: `arch.tag`.
@@ -23,7 +23,10 @@ class Entry:
         release, code, paper, licence: where they come from.
         url: a direct link, or '' where a browser has to save `file` from the web page `page`.
         sha256: of the authors' file, or None where nobody published it.
-        metrics: `[{'top1': per cent, 'views': how it was measured}]`, as published.
+        metrics: `[{'top1': per cent, 'views': how it was measured}]`, as published; of weights that
+            ship, with the 'command' that measured it.
+        about, limits: of the dataset, in a paragraph each; training: of weights that ship, likewise.
+        weights: name of the entry whose file these weights share, or ''.
         clip: settings of the ClipConfig that differ from the architecture's; None for image nets.
         costs: `{'params', 'conv_macs'}` at the clip's frames and crop, by `bvtam flops`.
     """
@@ -42,6 +45,15 @@ class Entry:
     metrics: list[dict[str, Any]]
     clip: dict[str, Any] | None
     costs: dict[str, int] = field(default_factory=dict)
+    about: str = ''
+    limits: str = ''
+    training: str = ''
+    weights: str = ''
+
+    @property
+    def ships(self) -> bool:
+        """Whether the package itself brings them."""
+        return not (self.url or self.page)
 
     @property
     def arch(self) -> str:
@@ -50,7 +62,7 @@ class Entry:
 
 @cache
 def entries() -> dict[str, Entry]:
-    """All published weights by name, in the order of the table."""
+    """All of them by name, in the order of the table."""
     table = json.loads(files(__package__).joinpath('published.json').read_text('utf-8'))
     found = {}
     for row in table['weights']:
@@ -62,14 +74,18 @@ def entries() -> dict[str, Entry]:
             num_classes=dataset['num_classes'],
             release=row['release'],
             code=release['code'],
-            paper=f'{release["title"]}, {release["paper"]}',
+            paper=f'{release["title"]}, {release["paper"]}' if 'paper' in release else '',
             licence=release['licence'],
             url=url,
             page=row.get('page', ''),
             file=row.get('file') or PurePosixPath(url).name,
-            sha256=row['sha256'],
+            sha256=row.get('sha256'),
             metrics=row['metrics'],
             clip=row['clip'],
             costs=row.get('costs', {}),
+            about=dataset.get('about', ''),
+            limits=dataset.get('limits', ''),
+            training=row.get('training', ''),
+            weights=row.get('weights', ''),
         )
     return found

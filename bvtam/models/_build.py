@@ -111,7 +111,7 @@ def build(
         clip = ClipConfig.from_dict(config['clip']) if 'clip' in config else clip
         if pretrained and 'backbone_pretrained' in own:  # its weights are among those of the folder
             options['backbone_pretrained'] = saved['backbone_pretrained'] = False
-        if pretrained and (folder / store.WEIGHTS).is_file():
+        if pretrained and store.weights_file(folder).is_file():
             cfg = options['pretrained_cfg']
             _check_folder(cls, saved, config, cfg, folder, filter_fn)
             whole = {'num_classes': cfg['num_classes'], 'in_chans': cfg.get('input_size', [3])[0]}
@@ -158,8 +158,9 @@ def _folder(variant: str, pretrained: bool, allow_pickle: bool, kwargs: dict) ->
     if source.get('source') != 'local-dir':
         return None
     folder = Path(source['file'])
-    if pretrained and not allow_pickle and not os.path.isfile(folder / store.WEIGHTS):
-        raise FileNotFoundError(one_line(f'{folder / store.WEIGHTS} is missing'))
+    weights = store.weights_file(folder)
+    if pretrained and not allow_pickle and not os.path.isfile(weights):
+        raise FileNotFoundError(one_line(f'{weights} is missing'))
     return folder
 
 
@@ -207,14 +208,14 @@ def _pretrained_cfg(variant: str, config: dict, folder: Path, allow_pickle: bool
     cfg = {
         k: v for k, v in cfg.items() if k not in ('url', 'hf_hub_id', 'state_dict', 'custom_load')
     }
-    weights = folder if (folder / store.WEIGHTS).is_file() or not allow_pickle else None
+    weights = store.weights_file(folder)
     return {
         **cfg,
         'architecture': variant,
         'num_classes': config['num_classes'],
         'label_names': config.get('label_names'),
         'source': 'local-dir',
-        'file': str(weights or folder),
+        'file': str(weights.parent),
     }
 
 
@@ -268,7 +269,7 @@ def _check_folder(
     if first_conv is not None and f'{first_conv}.weight' not in net.state_dict():
         raise BvtamError(f'{path}: "first_conv" names no convolution of the net: {first_conv!r}')
     net.pretrained_cfg = cfg
-    strict_filter(filter_fn(_header(folder / store.WEIGHTS)), net)
+    strict_filter(filter_fn(_header(store.weights_file(folder))), net)
 
 
 def _header(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,119 @@
+"""Where in a clip, and when, a network sees what it names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..data.sampling import clip_indices
+from ..data.transforms import normalize, to_crops
+from ..data.video import open_video
+from ..errors import BvtamError
+from ..files import atomic_file
+from .predict import Classifier, evaluating, video_name
+
+_MOST_PICTURES = 8
+
+
+def evidence(
+    model: nn.Module, video: Any, topk: int = 5, *, time_limit: float = 60.0
+) -> dict[str, Any]:
+    """Class activation maps of the likeliest class, over time and place (Zhou et al., CVPR 2016).
+
+    The classifier is linear and follows an average over steps and places, so what a class leads
+    the mean of all classes by is the mean of its map: nothing is approximated. What a place knows
+    of its surroundings and of other frames is in its features, so a map says where the network
+    looks it up, not which pixels caused it.
+
+    Args:
+        model: a video net of the zoo; it is left as it came.
+        video: anything that `open_video` takes; of its clips the first one counts, cropped at the centre.
+        topk: classes to name.
+        time_limit: seconds without progress after which the video is given up.
+
+    Returns:
+        `{'video', 'model', 'frames', 'times', 'top', 'pictures', 'maps'}`: indices of the T frames and
+        their times in seconds; `top` as of `predict`; `pictures`, uint8 (T, C, S, S), what the net
+        saw; `maps`, float32 (T', h, w), logits of the likeliest class less their mean over classes.
+
+    Raises:
+        BvtamError: as from `predict`; a net whose features are not averaged.
+        FileNotFoundError: there is no such video.
+    """
+    net = Classifier(model, topk, num_clips=1, num_crops=1)
+    clip = replace(net.clip, num_clips=1, num_crops=1)
+    reader = open_video(video, time_limit)
+    (indices,) = clip_indices(
+        reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
+    )
+    views = to_crops(reader.read(indices), clip)
+    head = model.get_classifier()
+    with evaluating(model):
+        x = normalize(views.to(head.weight.device), clip, head.weight.dtype)
+        features = model.forward_features(x)
+        logits = model.forward_head(features)[0].float()
+        weight, bias = head.weight.float(), head.bias.float()
+        place = int(logits.argmax())
+        contrast = weight[place] - weight.mean(0), bias[place] - bias.mean()
+        maps = torch.einsum('cthw,c->thw', features[0].float(), contrast[0]) + contrast[1]
+        lead = logits[place] - logits.mean()
+        if not torch.isclose(maps.mean(), lead, rtol=1e-2, atol=1e-2 * logits.abs().max()):
+            raise BvtamError(f'{net.name} does not average its features: it has no such maps')
+    return {
+        'video': video_name(video),
+        'model': net.name,
+        'frames': indices,
+        'times': reader.times[indices].tolist(),
+        'top': net.top(logits.softmax(0).cpu()),
+        'pictures': views[0].transpose(0, 1),
+        'maps': maps.cpu(),
+    }
+
+
+def save_evidence(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """A PNG of what `evidence` found: frames with the map over them, evidence over time, scores.
+
+    Raises:
+        BvtamError: another suffix, no matplotlib, or a file that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != '.png':
+        raise BvtamError(f'{path}: the name of a picture of the evidence must end in .png')
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BvtamError("a picture needs matplotlib: pip install 'bvtam[plot]'") from None
+    pictures, maps, top = result['pictures'], result['maps'], result['top']
+    steps = len(maps)
+    each = len(pictures) // steps  # frames of a step: the two of a pair, or one
+    shown = torch.linspace(0, steps - 1, min(steps, _MOST_PICTURES)).round().long().tolist()
+    largest = maps.abs().max().item() or 1.0
+    size = pictures.shape[-1]
+    overlays = F.interpolate(maps[:, None], (size, size), mode='bilinear')[:, 0]
+
+    figure = Figure(figsize=(11, 4.6), layout='constrained')
+    strip, below = figure.subfigures(2, 1, height_ratios=(1, 1.5))
+    for axes, step in zip(strip.subplots(1, len(shown)), shown, strict=True):
+        axes.imshow(pictures[step * each].permute(1, 2, 0).numpy())
+        heat = overlays[step].clamp(0, largest)
+        axes.imshow(heat.numpy(), cmap='inferno', alpha=0.75 * (heat / largest).numpy(), vmin=0, vmax=largest)  # fmt: skip
+        axes.set_axis_off()
+        axes.set_title(f'{result["times"][step * each]:.1f} s', fontsize='small')
+    time, scores = below.subplots(1, 2, width_ratios=(1.2, 1))
+    moments = [result['times'][step * each] for step in range(steps)]
+    time.plot(moments, maps.mean((1, 2)).numpy(), 'o-', color='C3')
+    time.axhline(0, color='grey', linewidth=0.8)
+    time.set(xlabel='time (s)', ylabel='evidence (logits)')
+    time.set_title(f'for {top[0]["label"]}', fontsize='medium', parse_math=False)
+    names = [entry['label'] for entry in top][::-1]
+    scores.barh(range(len(top)), [entry['score'] for entry in top][::-1], color='C0')
+    scores.set_yticks(range(len(top)), names, parse_math=False)
+    scores.set(xlabel='score', xlim=(0, 1))
+    with atomic_file(path) as new:
+        figure.savefig(new, format='png', dpi=110)
