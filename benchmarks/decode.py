@@ -74,7 +74,7 @@ class Clips(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, index):
-        return ours(self.paths[index])
+        return ours(self.paths[index]).permute(0, 2, 3, 1)  # as decoded: batches are plain copies
 
 
 def load(loader):
@@ -108,9 +108,13 @@ def main():
         long = write(Path(scratch) / 'long.mp4', 60 * options.minutes)
         indices = clip_indices(SECONDS * FPS, 16)[0]
         assert torch.equal(ours(short), plain(short, indices))
-        paths = [short] * 40
+        paths = [short] * 80
         loader = torch.utils.data.DataLoader(
-            Clips(paths), batch_size=4, num_workers=2, multiprocessing_context='fork'
+            Clips(paths),
+            batch_size=4,
+            num_workers=2,
+            multiprocessing_context='fork',
+            persistent_workers=True,  # as the trainer has them
         )
         seconds = interleaved(
             {

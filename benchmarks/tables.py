@@ -56,6 +56,7 @@ def weights_table():
     for entry in entries().values():
         metric = entry.metrics[0]
         source = f'[download]({entry.url})' if entry.url else f'[web page]({entry.page})'
+        source = 'in the package' if entry.ships else source
         lines.append(
             f'| [`{entry.name}`](zoo/{entry.name}) | {entry.dataset} | {metric["top1"]} '
             f'| {metric["views"]} | {entry.costs["conv_macs"] / 1e9:.1f} '

@@ -16,7 +16,7 @@ from bvtam.data.motion import MotionClips
 from bvtam.data.transforms import to_crops
 from bvtam.engine.motion import _Encoded, evaluate_motion
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.start import _motion, train
+from bvtam.engine.start import motion_sets, train
 from bvtam.engine.train import Stopped
 from bvtam.errors import BvtamError
 
@@ -46,11 +46,24 @@ def test_a_run_on_motion_goes_on_where_it_was_stopped(tmp_path):
 
 def test_the_sets_are_those_of_the_recipe():
     chosen = recipe('data.motion.encode=0.5', 'data.motion.held_out=true', 'seed=3')
-    net, train_set, val_set = _motion(chosen)
+    net, train_set, val_set = motion_sets(chosen)
     assert (train_set.seed, train_set.encode, len(train_set)) == (3, 0.5, 12)
     assert (val_set.seed, val_set.encode, len(val_set), val_set.split) == (0, 0, 16, 'val')
     assert net.label_names == train_set.label_names == val_set.label_names
     assert 'orbit_clockwise' in net.label_names and 'right' not in net.label_names
+
+
+def test_batches_of_two_lengths_are_the_same_clips(tmp_path):
+    chosen = recipe('clip.num_frames=8', 'data.motion.two_lengths=true')
+    _net, train_set, val_set = motion_sets(chosen)
+    train_set.set_epoch(2)
+    batches = [train_set.__getitems__([i, 5]) for i in range(4)]
+    shapes = [{tuple(sample['clip'].shape) for sample in batch} for batch in batches]
+    assert shapes == [{(3, 8, 32, 32)}, {(3, 4, 32, 32)}] * 2
+    assert batches[0][1]['video'] == batches[1][1]['video'] == 'motion/train/0/29'
+    assert batches[0][1]['label'] == batches[1][1]['label']
+    assert len(train_set) == 12 and val_set.num_frames == 8
+    assert train(chosen, tmp_path / 'run')['steps'] == 6
 
 
 @pytest.mark.parametrize(

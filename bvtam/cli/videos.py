@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from threading import Event
 from typing import Annotated, Any, Literal
 
 import typer
@@ -159,14 +160,16 @@ def demo(
     from ..inference.demo import build
 
     page = build(load_net(model))
+    options = {'server_port': port, 'share': share, 'show_error': True, 'quiet': True}
     try:
-        page.launch(
-            server_port=port, share=share, quiet=True, inbrowser=False, prevent_thread_lock=True
-        )
+        page.launch(**options, prevent_thread_lock=True)
     except OSError as error:
         raise BvtamError(f'port {port} cannot be used: {error}; name another with --port') from None
-    print(f'open {page.local_url} (Ctrl-C ends it)', flush=True)
-    page.block_thread()
+    print(f'open {page.share_url or page.local_url} (Ctrl-C ends it)', flush=True)
+    try:
+        Event().wait()
+    finally:
+        page.close(verbose=False)
 
 
 def _check_output(option: str, path: Path | None, suffixes: tuple[str, ...], several: bool) -> None:

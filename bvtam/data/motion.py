@@ -124,6 +124,11 @@ class MotionClips(Dataset):
             )
         if encode and (height % 2 or width % 2):
             raise BvtamError(f'H.264 needs an even height and width, not {height} x {width}')
+        self._options = {
+            'size': size, 'family': family, 'seed': seed, 'split': split, 'length': length,
+            'motions': motions, 'order_motions': order_motions, 'textures': textures,
+            'shapes': shapes, 'held_out': held_out, 'encode': encode, 'cut_unit': cut_unit,
+        }  # fmt: skip
         self.num_frames, self.size, self.family = num_frames, [height, width], family
         self.seed, self.split, self.length = seed, split, length
         self.encode, self.cut_unit = encode, cut_unit
@@ -159,6 +164,10 @@ class MotionClips(Dataset):
         self.textures, self.shapes = list(textures), list(shapes)
         self._renderer = Renderer(height, width, self.textures, self.shapes)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
+
+    def of_length(self, num_frames: int) -> MotionClips:
+        """The same clips in another number of frames."""
+        return MotionClips(num_frames, **self._options)
 
     @property
     def num_classes(self) -> int:
@@ -273,6 +282,37 @@ class MotionClips(Dataset):
             }
             for clip, label, i in zip(clips, labels.tolist(), indices, strict=True)
         ]
+
+
+class TwoLengths(Dataset):
+    """Motion clips of which every other batch, at random, has half as many frames.
+
+    Weights trained on them serve both lengths: a motion takes twice as many frames of the longer one,
+    and a net that has seen one speed alone does not know the other.
+
+    Args:
+        clips: of the longer length, a multiple of 4 frames.
+
+    Raises:
+        BvtamError: as `MotionClips`, of half as many frames.
+    """
+
+    def __init__(self, clips: MotionClips) -> None:
+        self.clips = [clips, clips.of_length(clips.num_frames // 2)]
+
+    def set_epoch(self, epoch: int) -> None:
+        for clips in self.clips:
+            clips.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.clips[0])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        indices = list(indices)
+        return self.clips[indices[0] % 2].__getitems__(indices)
 
 
 def _positions(option: str, names: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -39,6 +39,7 @@ class Motion:
     clips: int = _setting(9600, 'training clips of an epoch; none comes twice', least=1)
     val_clips: int = _setting(1000, 'validation clips', least=1, most=1_000_000)
     encode: float = _setting(0.0, 'share of the training clips that go through H.264', most=1)
+    two_lengths: bool = _setting(False, 'every other batch has half as many frames, at random')
     held_out: bool = _setting(False, 'motions and textures that weights in the zoo never saw')
 
 

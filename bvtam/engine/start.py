@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from ..clip import ClipConfig
 from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, load_records
-from ..data.motion import MotionClips
+from ..data.motion import MotionClips, TwoLengths
 from ..data.transforms import TrainTransform, flip_label_map
 from ..errors import BvtamError
 from ..factory import create_model
@@ -47,7 +48,7 @@ def train(
         Stopped: SIGTERM or SIGINT came; the same call goes on from there.
     """
     if recipe.data.motion.family:
-        net, train_set, val_set = _motion(recipe)
+        net, train_set, val_set = motion_sets(recipe)
     else:
         net, train_set, val_set = _videos(recipe)
     out = Path(out) if out is not None else Path('runs') / recipe.model
@@ -73,7 +74,8 @@ def _videos(recipe: Recipe) -> tuple[nn.Module, VideoDataset, VideoDataset | Non
     return net, *datasets(recipe, net, train_records, val_records)
 
 
-def _motion(recipe: Recipe) -> tuple[nn.Module, MotionClips, MotionClips]:
+def motion_sets(recipe: Recipe) -> tuple[nn.Module, Dataset, MotionClips]:
+    """The recipe's net, and the streams of motion clips that it is trained and validated on."""
     motion = recipe.data.motion
     # Which classes there are does not depend on the size of the clips, which the net tells.
     names = MotionClips(family=motion.family, held_out=motion.held_out).label_names
@@ -89,11 +91,10 @@ def _motion(recipe: Recipe) -> tuple[nn.Module, MotionClips, MotionClips]:
         'family': motion.family,
         'held_out': motion.held_out,
     }
-    return (
-        net,
-        MotionClips(**common, seed=recipe.run.seed, length=motion.clips, encode=motion.encode),
-        MotionClips(**common, split='val', length=motion.val_clips),
-    )
+    options = {'seed': recipe.run.seed, 'length': motion.clips, 'encode': motion.encode}
+    train_set = MotionClips(**common, **options)
+    val_set = MotionClips(**common, split='val', length=motion.val_clips)
+    return net, TwoLengths(train_set) if motion.two_lengths else train_set, val_set
 
 
 def finetune(

@@ -156,8 +156,9 @@ def published_model(entry: Entry) -> nn.Module:
 
 
 def write_folder(entry: Entry, folder: Path) -> None:
-    """`config.json` and `README.md` of weights that do not ship with the package."""
+    """`config.json` and `README.md` of weights that do not ship; of those that do, the card alone."""
     model = published_model(entry)
     folder.mkdir(parents=True, exist_ok=True)
-    write_config(model, folder / store.CONFIG, entry.licence)
+    if not entry.ships:
+        write_config(model, folder / store.CONFIG, entry.licence)
     (folder / store.CARD).write_text(card(model, entry), encoding='utf-8')

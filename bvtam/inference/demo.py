@@ -40,11 +40,11 @@ def build(model: nn.Module) -> Blocks:
 
     def answer(path: str | None) -> tuple[Any, ...]:
         if not path:
-            raise gradio.Error('Drop or record a video first.')
+            return None, None, None
         try:
             return look(model, path)
         except (BvtamError, OSError) as error:
-            raise gradio.Error(str(error)) from None
+            raise gradio.Error(str(error), print_exception=False) from None
 
     with gradio.Blocks(title='bvtam', analytics_enabled=False) as page:
         gradio.Markdown(f'# {model_name(model)}\nDrop or record a video, and see what is named.')

@@ -1,0 +1,294 @@
+"""What the paper claims, tried on procedural motion clips: operators, frames, ranges, stages, transfer.
+
+    python benchmarks/claims.py [--runs DIR] [--seeds 3] [--only PATTERN] [--list] [--figures]
+
+Every net is of the tiny size, sees the union of both families at 64x64 for the same number of clips, and
+is measured on clips of a seed that no training uses. Runs are made one by one, seed after seed; each goes
+on where it was stopped, and its result is written to benchmarks/results/claims.json as it comes. The
+figures are drawn from that file.
+"""
+
+import argparse
+import fnmatch
+import json
+import logging
+import os
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from bvtam.data.motion import MotionClips
+from bvtam.engine.motion import evaluate_motion
+from bvtam.engine.recipe import Recipe
+from bvtam.engine.start import motion_sets
+from bvtam.engine.train import Trainer
+from bvtam.files import write_file
+from bvtam.flops import count
+from bvtam.layers.temporal import TAM
+
+RESULTS = Path(__file__).parent / 'results'
+EPOCHS, CLIPS, TEST_CLIPS, TEST_SEED = 6, 6400, 2016, 1000
+TRANSFER_STEPS = 300  # of batch 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """A net, how it starts and what it is trained on.
+
+    Attributes:
+        settings: of the recipe, in place of those of `BASE`.
+        start: the run of the same seed whose weights it starts from.
+        rows: parts of the study that it belongs to.
+        temporal: initial weights of the TAMs: '' as the authors draw them, 'identity', 'tsm'.
+        shots: clips per class of the held-out classes; 0: trained on the stream of the others.
+    """
+
+    rows: str
+    settings: tuple[str, ...] = ()
+    start: str = ''
+    temporal: str = ''
+    shots: int = 0
+    model: str = 'bvtam_tiny_8x2'
+    options: dict = field(default_factory=dict)
+
+    def recipe(self, seed, runs):
+        settings = [*BASE, *self.settings, f'seed={seed}', f'model={self.model}']
+        settings.append(f'model_options={json.dumps({"drop_rate": 0.1, **self.options})}')
+        if self.shots:
+            clips = self.shots * MotionClips(family='all', held_out=True).num_classes
+            epochs = max(1, 16 * TRANSFER_STEPS // clips)
+            settings += ['data.motion.held_out=true', f'data.motion.clips={clips}', 'batch_size=16']
+            settings += ['lr=1e-3', f'epochs={epochs}', f'warmup_epochs={epochs / 10}']
+        if self.start:
+            settings.append(f'init={runs / f"{self.start}-{seed}"}')
+        return Recipe.load('', settings)
+
+
+BASE = (
+    'clip={resize: 64, crop_size: 64}',
+    'data.motion.family=all',
+    f'data.motion.clips={CLIPS}',
+    'data.motion.val_clips=280',
+    'data.workers=1',
+    'optimizer.name=adamw',
+    'lr=3e-3',
+    'weight_decay=0.05',
+    'decay_all=false',
+    'clip_grad=5',
+    f'epochs={EPOCHS}',
+    'warmup_epochs=0.5',
+    'batch_size=32',
+    'precision=bf16',
+    'eval_every=1000',
+    'save_minutes=2',
+    'log_every=25',
+)
+NONE, TSM = {'temporal': 'none'}, {'temporal': 'tsm'}
+
+
+def frames(number, *settings):
+    return (f'clip={{num_frames: {number}, resize: 64, crop_size: 64}}', *settings)
+
+
+RUNS = {
+    'tam': Run('operators frames range init'),
+    'none': Run('operators frames', options=NONE),
+    'tsm': Run('operators', options=TSM),
+    'tsn': Run('operators', model='tsn_resnet50_f8', options={'backbone': 'test_resnet'}),
+    'tam_16x2_from_8x2': Run(
+        'stages', frames(32, f'data.motion.clips={CLIPS // 2}', 'epochs=2', 'lr=1e-3'), start='tam'
+    ),
+    'tam_4x2': Run('frames', frames(8)),
+    'none_4x2': Run('frames', frames(8), options=NONE),
+    'tam_16x2': Run('frames stages', frames(32)),
+    'none_16x2': Run('frames', frames(32), options=NONE),
+    'range_1': Run('range', options={'temporal_range': 1}),
+    'range_5': Run('range', options={'temporal_range': 5}),
+    'init_identity': Run('init', temporal='identity'),
+    'init_tsm': Run('init', temporal='tsm'),
+    **{
+        f'{how}_{shots}_shots': Run('transfer', start=start, shots=shots)
+        for shots in (5, 20, 100)
+        for how, start in (('transfer', 'tam'), ('scratch', ''))
+    },
+    'tam_24x2': Run('frames', frames(48)),
+    'none_24x2': Run('frames', frames(48), options=NONE),
+}
+
+
+class FewClips(Dataset):
+    """The first clips of a stream, the same ones in every epoch."""
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitems__(self, indices):
+        return self.clips.__getitems__(indices)
+
+
+@torch.no_grad()
+def start_tams(net, how):
+    """Weights (range, C) as if nothing moved, or as TSM moves an eighth of the channels each way."""
+    for module in net.modules():
+        if isinstance(module, TAM):
+            weight = module.weight
+            middle, fold = len(weight) // 2, weight.shape[1] // 8
+            weight.zero_()
+            weight[middle] = 1
+            if how == 'tsm':
+                weight[middle, : 2 * fold] = 0
+                weight[middle + 1, :fold] = 1
+                weight[middle - 1, fold : 2 * fold] = 1
+
+
+def measure(name, seed, runs):
+    """Trains one net and measures it."""
+    run, folder = RUNS[name], runs / f'{name}-{seed}'
+    recipe = run.recipe(seed, runs)
+    net, clips, val = motion_sets(recipe)
+    if run.temporal:
+        start_tams(net, run.temporal)
+    start, cpu = time.time(), sum(os.times()[:4])
+    trainer = Trainer(net, recipe, FewClips(clips) if run.shots else clips, val, folder)
+    trainer.fit()
+    cpu = sum(os.times()[:4]) - cpu
+    found = evaluate_motion(trainer.net, TEST_CLIPS, TEST_SEED, held_out=bool(run.shots), workers=1)
+    clip = net.clip_config
+    macs = count(trainer.net, clip.num_frames, clip.crop_size)['executed_macs']
+    return {
+        'run': name,
+        'seed': seed,
+        'top1': found['top1'],
+        'families': found['families'],
+        'frames': clip.num_frames,
+        'macs': macs,
+        'clips': recipe.schedule.epochs * len(clips),
+        'cpu_hours': cpu / 3600,
+        'hours': (time.time() - start) / 3600,
+    }
+
+
+def load():
+    path = RESULTS / 'claims.json'
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def spread(results, name, family=None):
+    """Mean and standard deviation over seeds, and their number."""
+    rows = [r for r in results if r['run'] == name]
+    values = [r['families'][family]['top1'] if family else r['top1'] for r in rows]
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if values[1:] else 0.0, len(values)
+
+
+def table(results):
+    """Markdown: a line for each net."""
+    lines = ['| net | seeds | direction (%) | order (%) | all (%) |', '|---|---|---|---|---|']
+    for name in RUNS:
+        if not (whole := spread(results, name)):
+            continue
+        cells = [spread(results, name, family) for family in ('direction', 'order')] + [whole]
+        text = ' | '.join(f'{mean:.1f} ± {deviation:.1f}' for mean, deviation, _ in cells)
+        lines.append(f'| `{name}` | {whole[2]} | {text} |')
+    return '\n'.join(lines)
+
+
+def figures(results):
+    """claims.png: a panel for each part of the study of which there are results."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 8), layout='constrained')
+    panels = figure.subplots(2, 3).flatten()
+    _bars(panels[0], results, 'operators', ['tsn', 'none', 'tsm', 'tam'])
+    axes = panels[1]
+    for kind in ('none', 'tam'):
+        names = [f'{kind}_4x2', kind, f'{kind}_16x2', f'{kind}_24x2']
+        found = [(f, spread(results, n)) for f, n in zip((8, 16, 32, 48), names, strict=True)]
+        found = [(f, s) for f, s in found if s]
+        axes.errorbar(
+            [f for f, _ in found], [s[0] for _, s in found], [s[1] for _, s in found],
+            fmt='o-', capsize=3, label='TAM' if kind == 'tam' else 'no operator',
+        )  # fmt: skip
+    axes.set(title='frames', xlabel='frames of a clip', ylabel='top-1 (%)', ylim=(0, 101))
+    axes.legend()
+    _bars(panels[2], results, 'range of TAM', ['range_1', 'tam', 'range_5'])
+    _bars(panels[3], results, 'start of TAM', ['tam', 'init_identity', 'init_tsm'])
+    axes = panels[4]
+    for name, stages in (
+        ('tam_16x2', ['tam_16x2']),
+        ('tam_16x2_from_8x2', ['tam', 'tam_16x2_from_8x2']),
+    ):
+        if not (found := spread(results, name)):
+            continue
+        rows = [next(r for r in results if r['run'] == stage) for stage in stages]
+        cost = sum(3 * r['macs'] * r['clips'] for r in rows) / 1e15
+        axes.errorbar([cost], [found[0]], [found[1]], fmt='o', capsize=3, label=name)
+    axes.set(title='16x2 frames in two stages', xlabel='training cost (10^15 multiply-accumulates)')
+    axes.set(ylabel='top-1 (%)', ylim=(0, 101))
+    axes.legend()
+    axes = panels[5]
+    for how in ('transfer', 'scratch'):
+        found = [(s, spread(results, f'{how}_{s}_shots')) for s in (5, 20, 100)]
+        found = [(s, f) for s, f in found if f]
+        axes.errorbar(
+            [s for s, _ in found], [f[0] for _, f in found], [f[1] for _, f in found],
+            fmt='o-', capsize=3, label='from our weights' if how == 'transfer' else 'from scratch',
+        )  # fmt: skip
+    axes.set(title='motions never trained on', xlabel='clips of a class', xscale='log')
+    axes.set(ylabel='top-1 (%)', ylim=(0, 101))
+    axes.legend()
+    figure.savefig(RESULTS / 'claims.png', dpi=80)
+
+
+def _bars(axes, results, title, names):
+    for i, family in enumerate(('direction', 'order')):
+        found = [(place, spread(results, name, family)) for place, name in enumerate(names)]
+        found = [(place, s) for place, s in found if s]
+        axes.bar(
+            [place + 0.4 * i - 0.2 for place, _ in found],
+            [s[0] for _, s in found], 0.38, yerr=[s[1] for _, s in found], capsize=3, label=family,
+        )  # fmt: skip
+        for view, style in (('frame', ':'), ('pair', '--')):
+            bound = 100 * MotionClips(family=family).bound(view)
+            axes.axhline(bound, color=f'C{i}', linestyle=style, linewidth=1)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(title=title, ylabel='top-1 (%)', ylim=(0, 101))
+    axes.legend()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--runs', type=Path, default=Path('runs/claims'))
+    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--only', default='*', help='wildcards for names of runs')
+    parser.add_argument('--list', action='store_true', help='list the runs, and end')
+    parser.add_argument('--figures', action='store_true', help='draw what is there, and end')
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    if options.list:
+        for name, run in RUNS.items():
+            print(f'{name:20} {run.rows}')
+        return
+    names = [] if options.figures else [n for n in RUNS if fnmatch.fnmatch(n, options.only)]
+    for seed in range(options.seeds):
+        for name in names:
+            results = load()
+            if any(r['run'] == name and r['seed'] == seed for r in results):
+                continue
+            results.append(measure(name, seed, options.runs))
+            write_file(RESULTS / 'claims.json', json.dumps(results, indent=1) + '\n')
+            print(f'{name} {seed}: {results[-1]["top1"]:.1f} %', flush=True)
+    figures(load())
+    print(table(load()))
+
+
+if __name__ == '__main__':
+    main()

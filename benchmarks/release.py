@@ -1,0 +1,72 @@
+"""Makes weights of a finished run ship: measured, rounded to float16, with a card.
+
+    python benchmarks/release.py RUN ARCH.motion [--count 2016] [--videos 560]
+
+The name has a row in bvtam/hub/published.json, whose metrics are written here. A row with "weights" names
+the row whose file it shares; release that one first, from the same run.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import bvtam
+from bvtam.clip import ClipConfig
+from bvtam.engine.motion import evaluate_motion
+from bvtam.engine.setup import model_source
+from bvtam.hub import cards, store
+from bvtam.hub.publish import save_pretrained
+from bvtam.hub.table import entries
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / 'bvtam/hub/published.json'
+
+
+def metric(net, name, count, videos):
+    """One line of the card; its command repeats it."""
+    found = evaluate_motion(net, count, 1, videos=videos)
+    families = ', '.join(f'{k} {v["top1"]:.1f}' for k, v in found['families'].items())
+    what = 'by way of H.264 files, 320x240 at 10 fps' if videos else 'rendered'
+    return {
+        'top1': round(found['top1'], 1),
+        'views': f'{count} clips of seed 1, {what} ({families})',
+        'command': f'bvtam eval {name} --data motion --count {count} --seed 1'
+        + ' --videos' * videos,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('run')
+    parser.add_argument('name')
+    parser.add_argument('--count', type=int, default=2016)
+    parser.add_argument('--videos', type=int, default=560)
+    options = parser.parse_args()
+    name, entry = options.name, entries()[options.name]
+    trained = bvtam.create_model(model_source(options.run), pretrained=True)
+    net = bvtam.create_model(entry.arch, num_classes=trained.num_classes, **trained._model_args)
+    net.load_state_dict(trained.state_dict())
+    net.clip_config = ClipConfig.from_dict(net.clip_config.to_dict() | entry.clip)
+    net.label_names = trained.label_names
+    folder = save_pretrained(net.eval(), ROOT / 'zoo' / name, half=True)  # rounds the net too
+    table = json.loads(TABLE.read_text())
+    (row,) = (row for row in table['weights'] if row['name'] == name)
+    row['metrics'] = [
+        metric(net, name, options.count, videos=False),
+        metric(net, name, options.videos, videos=True),
+    ]
+    TABLE.write_text(json.dumps(table, indent=1) + '\n')
+    entries.cache_clear()
+    save_pretrained(net, folder, entry=entries()[name], half=True)
+    if entry.weights:
+        own, shared = (
+            store.sha256(f / store.WEIGHTS) for f in (folder, folder.parent / entry.weights)
+        )
+        assert own == shared, f'{name} and {entry.weights} are not of the same run'
+        cards.write_config(net, folder / store.CONFIG, entry.licence, entry.weights)
+        (folder / store.WEIGHTS).unlink()
+    print(json.dumps(row['metrics'], indent=1))
+
+
+if __name__ == '__main__':
+    main()
