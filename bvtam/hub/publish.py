@@ -94,9 +94,8 @@ def save_pretrained(
         cards.write_config(model, new / store.CONFIG, licence)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         if half:  # norms and temporal weights are few, and some of them small beyond float16
-            state |= {
-                n: t.half() for n, t in state.items() if n.endswith('.weight') and t.ndim in (2, 4)
-            }
+            head = f'{model.get_classifier(name_only=True)}.weight'
+            state |= {n: t.half() for n, t in state.items() if t.ndim == 4 or n == head}
             model.load_state_dict(state)
         safetensors.torch.save_file(state, new / store.WEIGHTS, metadata={'format': 'pt'})
         (new / store.CARD).write_text(cards.card(model, entry, origin, licence), encoding='utf-8')
