@@ -74,7 +74,7 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream) -> Fram
         Damage: a packet is cut short, or some are missing at the end.
         av.FFmpegError: the container is damaged.
     """
-    packets, end, ticks = [], 0.0, {}
+    packets, end = [], 0.0
     vp8 = stream.codec_context.codec.canonical_name == 'vp8'
     for packet in container.demux():
         if not packet.size:
@@ -90,10 +90,7 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream) -> Fram
                 _Packet(pts, packet.dts, duration, packet.size, packet.is_keyframe, shown)
             )
         if pts is not None:
-            number = packet.stream_index
-            if number not in ticks:  # a Fraction for every packet would take a while
-                ticks[number] = float(packet.time_base)
-            end = max(end, (pts + duration) * ticks[number])
+            end = max(end, (pts + duration) * float(packet.time_base))
     _check_complete(container, stream, len(packets), end)
     return _table(container.format.name, stream, packets)
 
