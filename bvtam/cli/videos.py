@@ -129,18 +129,18 @@ def predict(
             video = result['video']
             if timeline is not None:
                 save_timeline(result, _output(timeline, f'{stems[video]}.png'))
-            if evidence is not None:
-                seen = find_evidence(net, sources[video], topk, time_limit=time_limit)
-                save_evidence(seen, _output(evidence, f'{stems[video]}.png'))
-            if save is not None:
-                path = _output(save, f'{stems[video]}.mp4')
-                show(note=f'writing {path.name}')
-                try:
+            try:
+                if evidence is not None:
+                    seen = find_evidence(net, sources[video], topk, time_limit=time_limit)
+                    save_evidence(seen, _output(evidence, f'{stems[video]}.png'))
+                if save is not None:
+                    path = _output(save, f'{stems[video]}.mp4')
+                    show(note=f'writing {path.name}')
                     save_annotated(result, sources[video], path, time_limit=time_limit)
-                except VideoError as error:  # damage between the frames that were predicted from
-                    if on_error == 'raise':
-                        raise
-                    failures.add(video, error)
+            except VideoError as error:  # damage between the frames that were predicted from
+                if on_error == 'raise':
+                    raise
+                failures.add(video, error)
             show(note=f'video {len(results)} of {len(names)}' if several and every else '')
     if as_json:
         print_json(results)
