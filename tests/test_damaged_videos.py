@@ -53,7 +53,8 @@ MEMORY = 300_000_000  # bytes on top of what the process has
 HUGE = 30_000  # pixels
 MEASURED = os.access('/proc/self/clear_refs', os.W_OK)
 
-X264 = {'x264-params': 'keyint=6:bframes=2:scenecut=0:threads=1:log-level=none'}
+# Without mbtree, which reads memory that it has not written: these bytes are the same each time.
+X264 = {'x264-params': 'keyint=6:bframes=2:scenecut=0:mbtree=0:threads=1:log-level=none'}
 X265 = {'x265-params': 'keyint=6:bframes=2:pools=none:frame-threads=1:log-level=none'}
 VP9 = {'g': '6', 'cpu-used': '8', 'deadline': 'realtime', 'b': '400k'}
 GOP = {'g': '6', 'b': '1M'}
@@ -98,7 +99,11 @@ def pictures(width=WIDTH, height=HEIGHT):
 
 
 def write(path, codec, options, container_options=(), width=WIDTH, height=HEIGHT):
-    with av.open(str(path), 'w', options=dict(container_options)) as container:
+    container_options = {
+        'fflags': '+bitexact',
+        **dict(container_options),
+    }  # else WebM has a random name
+    with av.open(str(path), 'w', options=container_options) as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height = width, height
         stream.pix_fmt = {'mjpeg': 'yuvj420p', 'gif': 'rgb8'}.get(codec, 'yuv420p')
@@ -801,13 +806,32 @@ def test_how_much_goes_unseen(corpus, plain, unwritten, runs):
             table[case.path.suffix]['different'] += 1
         if case.kind.startswith('cut') and case.path.suffix not in ('.gif', '.ts'):
             # These formats say how long they are, some of them to a tenth.
-            assert outcome.reason or len(set(outcome.frames)) >= 0.9 * FRAMES - 1, case.path.name
+            # Up to two frames are stored after the one that follows them.
+            assert outcome.reason or len(set(outcome.frames)) >= 0.9 * FRAMES - 2, case.path.name
     for kind, counts in sorted(table.items()):
         print(f'{kind:20}', dict(counts))
     print(f'{len(unwritten)} with parts of pictures that no decoder has written')
     total = sum((table[kind] for kind in BYTES), Counter())
     assert total['accepted, exact'] > 10 * total['refused, exact']
     assert total['accepted, different'] < total['refused, different']
+
+
+def test_fragments_are_whole(tmp_path):
+    """A cut MP4 of fragments is refused, but where it ends between two of them."""
+    data = write(tmp_path / 'whole.mp4', *SOURCES['fragments.mp4']).read_bytes()
+    starts = [match.start() - 4 for match in re.finditer(b'moof|mfra', data)]
+    assert len(starts) == FRAMES // 6 + 1
+    near = {start + step for start in starts for step in (-9, -1, 0, 1, 7, 8, 9, 40, 120)}
+    cut = tmp_path / 'cut.mp4'
+    for length in sorted(near | set(range(1, starts[-1], 97))):
+        cut.write_bytes(data[:length])
+        if length in starts[1:]:
+            assert VideoFile(cut).num_frames == 6 * starts.index(length)
+        elif length >= starts[-1] + 8:  # all fragments, and some of an index that nobody needs
+            assert VideoFile(cut).num_frames == FRAMES
+        else:
+            with pytest.raises(VideoError):
+                assert not VideoFile(cut).num_frames, length
 
 
 def test_single_frames_of_damaged_videos(corpus, plain, unwritten, runs, monkeypatch):

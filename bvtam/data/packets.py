@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,6 +114,31 @@ def _check_complete(
         raise Damage(f'it ends at {end:.1f} of {seconds:.1f} s')
     if not count:
         raise Damage('the stream is empty')
+
+
+def check_fragments(path: str) -> None:
+    """`Damage` where an MP4 file ends in the middle of a fragment's table of packets.
+
+    FFmpeg takes the fragments up to there for the whole video, and no header tells their number. A
+    file that ends between two fragments looks like one that never had more.
+    """
+    with open(path, 'rb') as file:
+        size, fragments, place = file.seek(0, os.SEEK_END), False, 0
+        while place < size:
+            file.seek(place)
+            header = file.read(16)
+            if len(header) < 8:
+                kind, length = b'', 8
+            else:
+                length, kind = struct.unpack_from('>I4s', header)
+                if length == 1 and len(header) == 16:
+                    (length,) = struct.unpack_from('>Q', header, 8)
+            fragments |= kind == b'moof'
+            if length < 8:
+                return  # 0 is up to the end
+            place += length
+    if fragments and place > size and kind in (b'', b'moof'):
+        raise Damage('it ends in the middle of a fragment')
 
 
 def _table(format: str, stream: av.VideoStream, packets: list[_Packet]) -> FrameTable | None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import BvtamError
 from .frames import FrameArray, FrameFolder
-from .packets import Damage, Decoder, FrameTable, Mismatch, counted_table, scan
+from .packets import Damage, Decoder, FrameTable, Mismatch, check_fragments, counted_table, scan
 from .reader import Reader, VideoError
 from .spool import remove, spool
 
@@ -133,6 +133,8 @@ class VideoFile(Reader):
         if table is None:
             with self._opened() as (container, stream):
                 table = scan(container, stream)
+                if not self._is_url and 'mp4' in container.format.name.split(','):
+                    check_fragments(self._local_path())
             self._table = table = table or self._count()
         return table
 
