@@ -1,8 +1,16 @@
 """bvtam: a model zoo for efficient video recognition (bLVNet-TAM and its relatives)."""
 
+import sys
+from pathlib import PurePath
+
 from .clip import ClipConfig
 from .errors import BvtamError
-from .factory import create_model, list_models, list_pretrained
+
+# Puts the names in timm's registry. The command line does without until a command needs a network:
+# `bvtam --help` has no use for torch.
+_module = sys.argv[:1] == ['-m'] and 'bvtam' in sys.orig_argv
+if PurePath(*sys.argv[:1]).stem != 'bvtam' and not _module:
+    from . import factory as factory
 
 __version__ = '0.1.0'
 
@@ -13,12 +21,15 @@ def __getattr__(name: str):
 
     rooms = {
         'convert': 'hub.convert',
+        'create_model': 'factory',
         'evaluate': 'engine.evaluate',
         'evaluate_motion': 'engine.motion',
         'evidence': 'inference.evidence',
         'extract': 'inference.extract',
         'finetune': 'engine.start',
         'iter_features': 'inference.shards',
+        'list_models': 'factory',
+        'list_pretrained': 'factory',
         'load_features': 'inference.shards',
         'open_video': 'data.video',
         'save_pretrained': 'hub.publish',

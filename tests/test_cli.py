@@ -179,6 +179,14 @@ def test_convert_then_predict_in_fresh_processes(tmp_path, video):
     assert len(json.loads(done.stdout)[0]['top']) == 4
 
 
+def test_help_does_without_torch():
+    command = [sys.executable, '-X', 'importtime', '-m', 'bvtam', '--help']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and 'predict' in done.stdout
+    imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
+    assert 'bvtam.cli' in imported and not imported & {'torch', 'timm', 'numpy'}
+
+
 def test_help_of_every_command(capfd):
     for command in (
         command.name or command.callback.__name__ for command in cli.app.registered_commands
