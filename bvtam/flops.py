@@ -32,10 +32,10 @@ from .layers.temporal import plan
 def _tam_macs(inputs: list, outputs: list) -> Counter:
     """fvcore's handle for TAM: r per output value as the releases count, and what is executed."""
     values, weight = prod(get_shape(inputs[0])), get_shape(inputs[1])
-    _, form = outputs[0].node().scalar_args()  # as TamFunction.apply was called
+    _, form, causal = outputs[0].node().scalar_args()  # as TamFunction.apply was called
     if form == 'split':
         values //= 2  # each output has half of the frames
-    taps = [len(t) for t in plan(form, weight[0])]
+    taps = [len(t) for t in plan(form, weight[0], causal)]
     return Counter(tam=weight[0] * values * len(taps), tam_executed=values * sum(taps))
 
 

@@ -71,11 +71,11 @@ class NormReluTam(torch.autograd.Function):
     """TAM.split(relu(batch_norm(x))), keeping x and the two outputs."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stats, tam_weight, steps):
+    def forward(ctx, x, weight, bias, stats, tam_weight, *call):
         y, mean, invstd = _norm_relu(x, weight, bias, stats)
-        even, odd = TamFunction.forward(y, tam_weight, steps, 'split')
+        even, odd = TamFunction.forward(y, tam_weight, *call)
         ctx.save_for_backward(x, weight, bias, mean, invstd, tam_weight, even, odd)
-        ctx.steps, ctx.eps = steps, stats[-1]
+        ctx.call, ctx.eps = call, stats[-1]
         return even, odd
 
     @staticmethod
@@ -83,9 +83,9 @@ class NormReluTam(torch.autograd.Function):
     def backward(ctx, *grads):
         x, weight, bias, mean, invstd, tam_weight, *outputs = ctx.saved_tensors
         y = _norm_relu_again(x, weight, bias, mean, invstd, ctx.eps)
-        grad, tam_grad = TamFunction.gradients(y, tam_weight, outputs, grads, ctx.steps, 'split')
+        grad, tam_grad = TamFunction.gradients(y, tam_weight, outputs, grads, *ctx.call)
         grads = _norm_relu_backward(grad, y, x, weight, (mean, invstd, ctx.eps))
-        return *grads, None, tam_grad, None
+        return *grads, None, tam_grad, *(None for _ in ctx.call)
 
 
 def _usual(x: Tensor, norm: nn.Module, *others: nn.Module) -> bool:
@@ -130,7 +130,8 @@ def norm_relu_split(x: Tensor, norm: nn.Module, temporal: nn.Module | None, num_
     """(even, odd) = `temporal.split(relu(norm(x)))`; without an operator both are relu(norm(x))."""
     if type(temporal) is TAM and _usual(x, norm):
         weight = temporal.weight.to(x.dtype)
-        return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, num_pairs)
+        call = num_pairs, 'split', temporal.causal
+        return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, *call)
     x = F.relu(norm(x), inplace=True)
     return (x, x) if temporal is None else temporal.split(x, num_pairs)
 

@@ -9,6 +9,7 @@ are aggregated. Frames are folded, (B*T, C, H, W). T comes from the input; an op
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 from timm.layers import DropPath
 from timm.models import _efficientnet_blocks, convnext, regnet, res2net, resnest, resnet
@@ -34,7 +35,8 @@ FIRST_LAYER = {
     _efficientnet_blocks.MobileAttention: 'norm',
 }
 
-_call = threading.local()  # .steps: time steps per clip of the `run_clips` that this thread is in
+# .steps: time steps per clip of the `run_clips` that this thread is in; .mixed: see `run_step`
+_call = threading.local()
 
 
 def run_clips(module: nn.Module, x: Tensor, steps: int) -> Tensor:
@@ -45,6 +47,15 @@ def run_clips(module: nn.Module, x: Tensor, steps: int) -> Tensor:
         return module(x)
     finally:
         _call.steps = before
+
+
+def run_step(module: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
+    """module(x) of one step, where `mixed` is what the one temporal operator in it gives."""
+    _call.mixed = mixed
+    try:
+        return run_clips(module, x, 1)
+    finally:
+        del _call.mixed
 
 
 def _steps() -> int:
@@ -63,7 +74,8 @@ class TemporalLayer(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.temporal(x, _steps()))
+        mixed = getattr(_call, 'mixed', None)
+        return self.layer(self.temporal(x, _steps()) if mixed is None else mixed)
 
 
 class ClipDropPath(DropPath):
@@ -82,14 +94,24 @@ def residual_blocks(net: nn.Module) -> list[nn.Module]:
 
 
 def insert_operators(
-    part: nn.Module, temporal: str, temporal_range: int = 3, every: int = 1
+    part: nn.Module, temporal: str, temporal_range: int = 3, every: int = 1, causal: bool = False
 ) -> None:
     """Opens every `every`-th residual branch in `part`, from the first on, with an operator."""
     for block in residual_blocks(part)[::every]:
         channels = next(m.in_channels for m in block.modules() if hasattr(m, 'in_channels'))
-        operator = temporal_op(temporal, channels, temporal_range)
+        operator = temporal_op(temporal, channels, temporal_range, causal)
         first = FIRST_LAYER[type(block)]
         setattr(block, first, TemporalLayer(operator, getattr(block, first)))
+
+
+def units(part: nn.Module) -> Iterator[nn.Module]:
+    """Modules that run one after the other, of which each has at most one operator."""
+    mixes = any(isinstance(m, TemporalLayer) for m in part.modules())
+    if not mixes or type(part) in FIRST_LAYER:
+        yield part
+        return
+    for child in part.children():
+        yield from units(child)
 
 
 def drop_clips_whole(net: nn.Module) -> None:

@@ -6,9 +6,11 @@ ICCV 2019). Both let the frames of a clip see each other for a few multiplicatio
 Tensors are folded, (N*T, C, H, W), and the number of steps per clip comes with every call, so an
 operator keeps no state and one set of weights serves any clip length. An operator has three forms:
 
-    op(x, T)         frames (N*T, C, H, W)   -> frames of the same shape
+    op(x, T)         frames (N*T, C, H, W)   -> frames of the same shape ('plain')
     op.split(x, K)   frames (N*2K, C, H, W)  -> (even, odd) frames of K pairs, each (N*K, C, H, W)
     op.pair(x, K)    pairs  (N*K, C, H, W)   -> (even, odd), where x stands in both slots of a pair
+
+and gives single steps of each to who has the steps around: `op.step(near, form)`, `op.reach(form)`.
 
 The pair form is what makes bLVNet cheap: after a fusion both slots of a pair hold the same tensor,
 so the T frames need not be stored. Slot p (0 even, 1 odd) at offset j reads pair
@@ -20,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,16 +54,16 @@ class Tap(NamedTuple):
     last: int
 
 
-def plan(form: str, temporal_range: int) -> tuple[tuple[Tap, ...], ...]:
+def plan(form: str, temporal_range: int, causal: bool = False) -> tuple[tuple[Tap, ...], ...]:
     """The taps of each output (one in the plain form, else the even and the odd slot)."""
-    half = temporal_range // 2
-    offsets = range(-half, half + 1)
+    first = 1 - temporal_range if causal else -(temporal_range // 2)
+    offsets = range(first, first + temporal_range)
     if form == 'plain':
-        return (tuple(Tap(0, j, j + half, j + half + 1) for j in offsets),)
+        return (tuple(Tap(0, j, j - first, j - first + 1) for j in offsets),)
     outputs = []
     for slot in (0, 1):
         if form == 'split':
-            taps = [Tap((slot + j) % 2, (slot + j) // 2, j + half, j + half + 1) for j in offsets]
+            taps = [Tap((slot + j) % 2, (slot + j) // 2, j - first, j - first + 1) for j in offsets]
         else:
             pairs = [(slot + j) // 2 for j in offsets]  # ascending, so equal ones are neighbours
             taps = [
@@ -75,6 +77,12 @@ def plan(form: str, temporal_range: int) -> tuple[tuple[Tap, ...], ...]:
 def reachable(taps: tuple[Tap, ...], steps: int) -> list[Tap]:
     """The taps that read inside a clip of `steps`; one of offset 0, which reads all of it, first."""
     return sorted((t for t in taps if abs(t.offset) < steps), key=lambda t: t.offset != 0)
+
+
+def reach(outputs: Sequence[Sequence[Tap]]) -> tuple[int, int]:
+    """How many steps back, and ahead, these taps read."""
+    offsets = [tap.offset for taps in outputs for tap in taps]
+    return -min(0, *offsets), max(0, *offsets)
 
 
 def _overlap(offset: int, steps: int) -> tuple[slice, slice]:
@@ -104,10 +112,12 @@ class TamFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, steps: int, form: str) -> tuple[Tensor, ...]:
+    def forward(
+        x: Tensor, weight: Tensor, steps: int, form: str, causal: bool = False
+    ) -> tuple[Tensor, ...]:
         sources = _slots(x, steps, form)
         outputs = []
-        for taps in plan(form, len(weight)):
+        for taps in plan(form, len(weight), causal):
             taps = reachable(taps, steps)
             out = sources[taps[0].slot] * _row(weight, taps[0])
             for tap in taps[1:]:
@@ -118,7 +128,7 @@ class TamFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, weight, ctx.steps, ctx.form = inputs
+        x, weight, *ctx.call = inputs
         ctx.save_for_backward(x, weight, *output)
 
     @staticmethod
@@ -126,8 +136,8 @@ class TamFunction(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):
         x, weight, *outputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
-        found = TamFunction.gradients(x, weight, outputs, grads, ctx.steps, ctx.form, needed)
-        return *found, None, None
+        found = TamFunction.gradients(x, weight, outputs, grads, *ctx.call, needed=needed)
+        return *found, *(None for _ in ctx.call)
 
     @staticmethod
     def gradients(
@@ -137,6 +147,7 @@ class TamFunction(torch.autograd.Function):
         grads: Sequence[Tensor],
         steps: int,
         form: str,
+        causal: bool = False,
         needed: tuple[bool, bool] = (True, True),
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of x and of the weight, from those of the outputs."""
@@ -145,7 +156,8 @@ class TamFunction(torch.autograd.Function):
         x_slots = _slots(x_grad, steps, form) if needed[0] else []
         weight_grad = torch.zeros_like(weight) if needed[1] else None
         written = set()  # the first tap that reads a source has offset 0, so it writes all of it
-        for taps, grad, output in zip(plan(form, len(weight)), grads, outputs, strict=True):
+        taken = plan(form, len(weight), causal)
+        for taps, grad, output in zip(taken, grads, outputs, strict=True):
             grad = clips(torch.ops.aten.threshold_backward(grad, output, 0), steps)
             for tap in reachable(taps, steps):
                 to, frm = _overlap(tap.offset, steps)
@@ -160,13 +172,16 @@ class TamFunction(torch.autograd.Function):
         return x_grad, weight_grad
 
 
-def _tam_traced(x: Tensor, weight: Tensor, steps: int, form: str) -> tuple[Tensor, ...]:
+def _tam_traced(
+    x: Tensor, weight: Tensor, steps: int, form: str, causal: bool = False
+) -> tuple[Tensor, ...]:
     """The same numbers in plain operations, for `torch.compile` and `torch.export` to fuse."""
-    half = len(weight) // 2
-    sources = [F.pad(s, (0, 0) * 3 + (half, half)) for s in _slots(x, steps, form)]
+    taken = plan(form, len(weight), causal)
+    back, ahead = reach(taken)
+    sources = [F.pad(s, (0, 0) * 3 + (back, ahead)) for s in _slots(x, steps, form)]
     outputs = []
-    for taps in plan(form, len(weight)):
-        out = sum(sources[t.slot].narrow(1, half + t.offset, steps) * _row(weight, t) for t in taps)
+    for taps in taken:
+        out = sum(sources[t.slot].narrow(1, back + t.offset, steps) * _row(weight, t) for t in taps)
         outputs.append(out.relu().flatten(0, 1))
     return tuple(outputs)
 
@@ -179,15 +194,18 @@ class TAM(nn.Module):
     Args:
         channels: C.
         temporal_range: r, odd; 1 sees the frame alone, 3 its two neighbours as well.
+        causal: row i holds offset j = i - r + 1: the frame and those before it, for streams whose
+            answers cannot wait. Weights trained with one setting mean nothing in the other.
 
     Raises:
         BvtamError: an even or non-positive range.
 
-    Source: bLVNet-TAM, section 3.2, where each w_j is a depthwise 1x1 convolution.
+    Source: bLVNet-TAM, section 3.2, where each w_j is a depthwise 1x1 convolution; `causal` is ours.
     """
 
-    def __init__(self, channels: int, temporal_range: int = 3) -> None:
+    def __init__(self, channels: int, temporal_range: int = 3, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         if temporal_range < 1 or temporal_range % 2 == 0:
             raise BvtamError(f'temporal_range must be odd and positive, not {temporal_range}')
         self.weight = nn.Parameter(torch.empty(temporal_range, channels))
@@ -200,8 +218,9 @@ class TAM(nn.Module):
     def _apply_form(self, x: Tensor, steps: int, form: str) -> tuple[Tensor, ...]:
         weight = self.weight.to(x.dtype)
         if torch.compiler.is_compiling():
-            return _tam_traced(x, weight, steps, form)
-        return TamFunction.apply(x, weight, int(steps), form)  # torch.jit.trace gives a tensor
+            return _tam_traced(x, weight, steps, form, self.causal)
+        steps = int(steps)  # torch.jit.trace gives a tensor
+        return TamFunction.apply(x, weight, steps, form, self.causal)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         return self._apply_form(x, num_frames, 'plain')[0]
@@ -212,8 +231,35 @@ class TAM(nn.Module):
     def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
         return self._apply_form(x, num_pairs, 'pair')
 
+    def _plan(self, form: str) -> tuple[tuple[Tap, ...], ...]:
+        return plan(form, len(self.weight), self.causal)
+
+    def reach(self, form: str) -> tuple[int, int]:
+        """Steps that an output reads back and ahead."""
+        return reach(self._plan(form))
+
+    def step(self, near: Mapping[int, Sequence[Tensor]], form: str) -> tuple[Tensor, ...]:
+        """The outputs (N, C, H, W) of one step; as a whole clip gives them, without gradients.
+
+        Args:
+            near: the sources of the steps around, {offset: slots (N, C, H, W)}; what is outside the
+                clip is left out.
+        """
+        weight = self.weight.detach().to(near[0][0].dtype)
+        outputs = []
+        for taps in self._plan(form):
+            first, *rest = sorted(
+                (t for t in taps if t.offset in near), key=lambda t: t.offset != 0
+            )
+            out = near[first.offset][first.slot] * _row(weight, first)
+            for tap in rest:
+                out.addcmul_(near[tap.offset][tap.slot], _row(weight, tap))
+            outputs.append(out.relu_())
+        return tuple(outputs)
+
     def extra_repr(self) -> str:
-        return f'{self.weight.shape[1]}, temporal_range={self.weight.shape[0]}'
+        causal = ', causal=True' * self.causal
+        return f'{self.weight.shape[1]}, temporal_range={self.weight.shape[0]}{causal}'
 
 
 class TSM(nn.Module):
@@ -223,6 +269,13 @@ class TSM(nn.Module):
 
     Source: TSM, section 3; channel order as in the release mit-han-lab/temporal-shift-module.
     """
+
+    # Of each output: the slot that it keeps, and (slot, offset) of the two groups that it takes.
+    _TAKES: ClassVar = {
+        'plain': ((0, (0, 1), (0, -1)),),
+        'split': ((0, (1, 0), (1, -1)), (1, (0, 1), (0, 0))),
+        'pair': ((0, (0, 0), (0, -1)), (0, (0, 1), (0, 0))),
+    }
 
     def __init__(self, channels: int, shift_div: int = 8) -> None:
         super().__init__()
@@ -247,17 +300,36 @@ class TSM(nn.Module):
                 out[:, -1 if offset > 0 else 0, group] = 0
         return out.flatten(0, 1)
 
+    def _apply_form(self, x: Tensor, steps: int, form: str) -> tuple[Tensor, ...]:
+        slots = _slots(x, steps, form)
+        return tuple(
+            self._mix(slots[kept], *((slots[slot], offset) for slot, offset in taken))
+            for kept, *taken in self._TAKES[form]
+        )
+
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        x = clips(x, num_frames)
-        return self._mix(x, (x, 1), (x, -1))
+        return self._apply_form(x, num_frames, 'plain')[0]
 
     def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
-        even, odd = clips(x, num_pairs, 2).unbind(2)
-        return self._mix(even, (odd, 0), (odd, -1)), self._mix(odd, (even, 1), (even, 0))
+        return self._apply_form(x, num_pairs, 'split')
 
     def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
-        x = clips(x, num_pairs)
-        return self._mix(x, (x, 0), (x, -1)), self._mix(x, (x, 1), (x, 0))
+        return self._apply_form(x, num_pairs, 'pair')
+
+    def reach(self, form: str) -> tuple[int, int]:
+        """As `TAM.reach`."""
+        return 1, 1
+
+    def step(self, near: Mapping[int, Sequence[Tensor]], form: str) -> tuple[Tensor, ...]:
+        """As `TAM.step`."""
+        outputs = []
+        for kept, *taken in self._TAKES[form]:
+            out = near[0][kept].clone()
+            for i, (slot, offset) in enumerate(taken):
+                group = slice(i * self.fold, (i + 1) * self.fold)
+                out[:, group] = near[offset][slot][:, group] if offset in near else 0
+            outputs.append(out)
+        return tuple(outputs)
 
     def extra_repr(self) -> str:
         return f'{self.fold} channels each way'
@@ -276,15 +348,27 @@ class NoTemporal(nn.Module):
     def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
         return x, x
 
+    def reach(self, form: str) -> tuple[int, int]:
+        """As `TAM.reach`."""
+        return 0, 0
 
-def temporal_op(temporal: str, channels: int, temporal_range: int = 3) -> nn.Module:
+    def step(self, near: Mapping[int, Sequence[Tensor]], form: str) -> tuple[Tensor, ...]:
+        """As `TAM.step`."""
+        return {'plain': near[0], 'split': near[0], 'pair': (near[0][0],) * 2}[form]
+
+
+def temporal_op(
+    temporal: str, channels: int, temporal_range: int = 3, causal: bool = False
+) -> nn.Module:
     """The operator named `temporal`: 'tam', 'tsm' or 'none'.
 
     Raises:
-        BvtamError: another name.
+        BvtamError: another name, or a causal shift.
     """
+    if causal and temporal == 'tsm':
+        raise BvtamError("causal=True is for temporal='tam': TSM shifts in both directions")
     if temporal == 'tam':
-        return TAM(channels, temporal_range)
+        return TAM(channels, temporal_range, causal)
     if temporal == 'tsm':
         return TSM(channels)
     if temporal == 'none':

@@ -67,12 +67,13 @@ class Bottleneck(nn.Module):
         self.last_act = last_act
 
     def forward(self, x: Tensor, num_pairs: int = 1) -> Tensor:
-        shortcut = x
-        if self.temporal is not None:
-            x = self.temporal(x, num_pairs)
-            if self.shortcut is not None:
-                shortcut = x
-        x = norm_relu_conv(self.conv1(x), self.bn1, self.conv2)
+        mixed = x if self.temporal is None else self.temporal(x, num_pairs)
+        return self.residual(x, mixed, num_pairs)
+
+    def residual(self, x: Tensor, mixed: Tensor, num_pairs: int = 1) -> Tensor:
+        """The block of the input and of what its temporal operator made of it."""
+        shortcut = x if self.shortcut is None else mixed
+        x = norm_relu_conv(self.conv1(mixed), self.bn1, self.conv2)
         x = self.bn3(norm_relu_conv(x, self.bn2, self.conv3))
         if self.drop_path is not None:  # a clip is dropped whole
             x = self.drop_path(clips(x, num_pairs)).flatten(0, 1)
@@ -114,6 +115,10 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor, num_pairs: int = 1) -> Tensor:
         little, big = norm_relu_split(self.conv1(x), self.bn1, self.temporal, num_pairs)
+        return self.branches(little, big)
+
+    def branches(self, little: Tensor, big: Tensor) -> Tensor:
+        """What follows the temporal operator."""
         x = norm_relu_conv(self.little_conv1(little), self.little_bn1, self.little_conv2)
         x = self.little_bn3(norm_relu_conv(x, self.little_bn2, self.little_conv3))
         x += self.big_bn(self.big_conv(big))
@@ -155,6 +160,10 @@ class BLModule(nn.Module):
 
     def forward(self, x: Tensor, num_pairs: int = 1) -> Tensor:
         little, big = (x, x) if self.temporal is None else self.temporal.pair(x, num_pairs)
+        return self.branches(little, big, num_pairs)
+
+    def branches(self, little: Tensor, big: Tensor, num_pairs: int = 1) -> Tensor:
+        """What follows the temporal operator."""
         x = self.little_out(self.little(little, num_pairs))
         x += F.interpolate(self.big(big, num_pairs), size=x.shape[-2:], mode='nearest')
         return self.fusion(F.relu(x, inplace=True), num_pairs)

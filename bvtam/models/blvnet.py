@@ -17,6 +17,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..clip import ClipConfig
+from ..layers.streaming import Link
 from ..layers.temporal import clips, fold, temporal_op
 from ._build import build, default_cfg
 from .bl_resnet import DEPTHS, BLResNet, checkpoint_filter_fn
@@ -28,6 +29,7 @@ class BLVNet(BLResNet):
     Args:
         temporal: 'tam', 'tsm' or 'none'.
         temporal_range: frames that a TAM sees, odd.
+        causal: a TAM sees the frame and those before it, none after it.
         drop_rate: dropout before the classifier, 0.5 in the paper.
         Others: as `BLResNet`. `drop_path_rate` drops a block for a whole clip.
 
@@ -37,6 +39,7 @@ class BLVNet(BLResNet):
     """
 
     input_kind = 'clip'
+    frames_per_step = 2  # of the features' time axis
 
     def __init__(
         self,
@@ -51,8 +54,10 @@ class BLVNet(BLResNet):
         width: int = 64,
         drop_rate: float = 0.5,
         drop_path_rate: float = 0.0,
+        causal: bool = False,
     ) -> None:
         self.temporal, self.temporal_range = temporal, temporal_range  # what _temporal reads
+        self.causal = causal
         super().__init__(
             layers,
             num_classes,
@@ -66,7 +71,7 @@ class BLVNet(BLResNet):
         )
 
     def _temporal(self, channels: int) -> nn.Module:
-        return temporal_op(self.temporal, channels, self.temporal_range)
+        return temporal_op(self.temporal, channels, self.temporal_range, self.causal)
 
     def _fold(self, x: Tensor) -> tuple[Tensor, int]:
         """(B, C, T, H, W) -> frames (B*T, C, H, W), channels last, and T/2."""
@@ -83,6 +88,23 @@ class BLVNet(BLResNet):
     def _unfold(self, x: Tensor, num_pairs: int) -> Tensor:
         """(B*K, C, h, w) -> (B, C, K, h, w)."""
         return clips(x, num_pairs).transpose(1, 2)
+
+    def links(self) -> list[Link]:
+        """The net up to its head, for streams of pairs (see `layers.streaming`)."""
+        stem = self.stem
+        links = [
+            Link(
+                stem.temporal,
+                'split',
+                lambda x, little, big: stem.branches(little, big),
+                before=lambda frame: F.relu(stem.bn1(stem.conv1(frame))),
+            )
+        ]
+        for module in (self.layer1, self.layer2, self.layer3):
+            links.append(
+                Link(module.temporal, 'pair', lambda x, *mixed, m=module: m.branches(*mixed))
+            )
+        return [*links, *(Link(block.temporal, 'plain', block.residual) for block in self.layer4)]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, T/2, h, w) -> (B, num_classes), averaged over the pairs."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import timm
@@ -35,12 +36,16 @@ from ..errors import BvtamError, nearest
 from ..layers.recompute import checkpoint
 from ..layers.residual import (
     FIRST_LAYER,
+    TemporalLayer,
     drop_clips_whole,
     insert_operators,
     residual_blocks,
     run_clips,
+    run_step,
+    units,
 )
-from ..layers.temporal import clips, fold, stack_tam_weights
+from ..layers.streaming import Link, MaxPool
+from ..layers.temporal import NoTemporal, clips, fold, stack_tam_weights
 from ._build import build, default_cfg
 
 # Nets whose forward_features is: every child before this one, in the order of definition.
@@ -98,6 +103,7 @@ class TemporalNet(nn.Module):
         temporal_every: operators in every n-th residual branch of a stage, beginning with the first.
         temporal_pool: max-pool over time (3, stride 2) after layers 1, 2 and 3 of a ResNet.
         backbone_pretrained: timm's ImageNet weights in the backbone.
+        causal: TAMs see the frame and those before it alone; no `temporal_pool` then.
         Others: as `BLVNet`. `temporal_range` counts frames.
 
     Raises:
@@ -106,6 +112,7 @@ class TemporalNet(nn.Module):
     """
 
     input_kind = 'clip'
+    frames_per_step = 1  # of the features' time axis
 
     def __init__(
         self,
@@ -120,6 +127,7 @@ class TemporalNet(nn.Module):
         drop_rate: float = 0.5,
         drop_path_rate: float = 0.0,
         backbone_pretrained: bool = False,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         if temporal_every < 1:
@@ -137,13 +145,15 @@ class TemporalNet(nn.Module):
             options['drop_path_rate'] = drop_path_rate
         self.backbone = timm.create_model(backbone, pretrained=backbone_pretrained, **options)
         _check_backbone(backbone, self.backbone)
+        if temporal_pool and causal:
+            raise BvtamError('temporal_pool reads the next frame: leave out causal=True')
         if temporal_pool and type(self.backbone) is not resnet.ResNet:
             raise BvtamError(f'temporal_pool is for ResNets, and {backbone} is none')
         self._pooled = ('layer1', 'layer2', 'layer3') if temporal_pool else ()
         self._stages = [name for name, part in self._trunk() if residual_blocks(part)]
         for name in self._stages if temporal != 'none' else ():
             stage = self.backbone.get_submodule(name)
-            insert_operators(stage, temporal, temporal_range, temporal_every)
+            insert_operators(stage, temporal, temporal_range, temporal_every, causal)
         drop_clips_whole(self.backbone)
         self.feature_info = [
             {**info, 'module': f'backbone.{info["module"]}'} for info in self.backbone.feature_info
@@ -199,6 +209,18 @@ class TemporalNet(nn.Module):
                 yield from ((f'{name}.{i}', stage) for i, stage in child.named_children())
             else:
                 yield name, child
+
+    def links(self) -> list[Link | MaxPool]:
+        """The net up to its head, for streams of frames (see `layers.streaming`)."""
+        links: list[Link | MaxPool] = []
+        for name, part in self._trunk():
+            for unit in units(part):
+                operators = [m.temporal for m in unit.modules() if isinstance(m, TemporalLayer)]
+                (operator,) = operators or [NoTemporal()]
+                links.append(Link(operator, 'plain', partial(run_step, unit)))
+            if name in self._pooled:
+                links.append(MaxPool())
+        return links
 
     def _walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The name and the output, (B, C, T', h, w), of each part in turn."""

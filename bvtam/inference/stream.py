@@ -1,0 +1,148 @@
+"""A video net on frames as they come: features and a running answer, in constant memory.
+
+Every layer that mixes frames holds the few that it still needs (`layers/streaming.py`). A frame goes
+through the net once, however the clips that it belongs to overlap; what comes out, some frames later,
+is what the net gives for the whole video.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BvtamError
+from ..layers.streaming import run
+
+
+class StreamStep(NamedTuple):
+    """What a net gives for one step of time, a pair of frames for bLVNet.
+
+    Attributes:
+        index: number of the step, from 0.
+        features: (B, C, h, w), what `forward_features` has at this step of the whole video.
+        embedding: (B, num_features), pooled features averaged over the steps so far; None where the
+            net does not pool.
+        logits: (B, num_classes) of them; those of the last step are `model(video)`. None where the
+            net has no classifier.
+    """
+
+    index: int
+    features: Tensor
+    embedding: Tensor | None
+    logits: Tensor | None
+
+
+class Stream:
+    """A net in eval mode that takes the frames of a video one by one.
+
+        stream = bvtam.stream(model)
+        for frame in frames:             # (B, C, H, W), normalised
+            for step in stream.push(frame):
+                ...
+        for step in stream.finish():     # the last ones, which waited for frames that never came
+            ...
+
+    Args:
+        model: a video net of this package; its weights are used as they are at every step.
+        last: steps that the running answer is of, the last ones; all by default.
+
+    Raises:
+        BvtamError: an image net, a net in training mode, `last` below 1.
+    """
+
+    def __init__(self, model: nn.Module, last: int | None = None) -> None:
+        if not hasattr(model, 'links'):
+            raise BvtamError(f'{type(model).__name__} is no video net that can stream')
+        if model.training:
+            raise BvtamError('a stream needs a net in eval mode: call model.eval() first')
+        if last is not None and last < 1:
+            raise BvtamError(f'last must be 1 step or more, not {last}')
+        self.model, self.last = model, last
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all frames: what comes next is another video."""
+        self._links = self.model.links()
+        self._shape: torch.Size | None = None
+        self._slots: list[Tensor] = []  # frames of the step that is not whole yet
+        self._steps = 0
+        self._sum: Tensor | float = 0.0
+        self._recent: deque[Tensor] = deque()
+
+    @property
+    def delay(self) -> int:
+        """Frames after the last one of a step until the step comes out."""
+        steps = 1
+        for link in reversed(self._links):
+            steps = link.wait(steps)
+        return self.model.frames_per_step * (steps - 1)
+
+    @torch.no_grad()
+    def push(self, frame: Tensor) -> list[StreamStep]:
+        """The steps that this frame (B, C, H, W) completes, often none or one.
+
+        Raises:
+            ValueError: a frame of another shape than the ones before it, or of no such.
+        """
+        if frame.ndim != 4 or frame.shape[1] != self.model.in_chans:
+            raise ValueError(
+                f'expected a frame (B, C={self.model.in_chans}, H, W), got a tensor of shape '
+                f'{tuple(frame.shape)}'
+            )
+        if self._shape not in (None, frame.shape):
+            raise ValueError(
+                f'expected a frame of shape {tuple(self._shape)} as before, got {tuple(frame.shape)}'
+            )
+        self._shape = frame.shape
+        self._slots.append(frame.contiguous(memory_format=torch.channels_last))
+        if len(self._slots) < self.model.frames_per_step:
+            return []
+        slots, self._slots = self._slots, []
+        return [self._answer(x) for x in run(self._links, slots)]
+
+    @torch.no_grad()
+    def finish(self) -> list[StreamStep]:
+        """The steps that waited for frames to come, then a stream for another video.
+
+        Raises:
+            ValueError: the last pair of frames is half; push the last frame once more.
+        """
+        if self._slots:
+            raise ValueError('expected an even number of frames: push the last one once more')
+        steps = [self._answer(x) for x in run(self._links, None)]
+        self.reset()
+        return steps
+
+    def __call__(self, frames: Iterable[Tensor]) -> Iterator[StreamStep]:
+        """All steps of a video, as they are known."""
+        self.reset()
+        for frame in frames:
+            yield from self.push(frame)
+        yield from self.finish()
+
+    def _answer(self, x: Tensor) -> StreamStep:
+        index, self._steps = self._steps, self._steps + 1
+        pooled = self.model.forward_head(x.unsqueeze(2), pre_logits=True)
+        if pooled.ndim > 2:  # the net was made with global_pool=''
+            return StreamStep(index, x, None, None)
+        self._sum = self._sum + pooled.double()
+        count = self._steps
+        if self.last is not None:
+            self._recent.append(pooled)
+            if len(self._recent) > self.last:
+                self._sum -= self._recent.popleft()
+            count = len(self._recent)
+        embedding = (self._sum / count).to(pooled.dtype)
+        classify = self.model.get_classifier()
+        return StreamStep(
+            index, x, embedding, classify(embedding) if self.model.num_classes else None
+        )
+
+
+def stream(model: nn.Module, last: int | None = None) -> Stream:
+    """The net as one that takes frames one by one; see `Stream`."""
+    return Stream(model, last)

@@ -1,0 +1,167 @@
+"""A net on frames one by one against the same net on the whole video."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bvtam
+from bvtam.errors import BvtamError
+from bvtam.layers.temporal import TAM, temporal_op
+
+
+def random_net(name, seed=0, **options):
+    """A net whose batch norms, and temporal weights, are not as at the start."""
+    net = bvtam.create_model(name, num_classes=5, drop_rate=0.0, **options).eval().double()
+    generator = torch.Generator().manual_seed(seed)
+    for key, value in net.state_dict().items():
+        if key.endswith(('running_mean', 'bias')):
+            value.normal_(generator=generator)
+        elif key.endswith('running_var') or (value.ndim == 1 and key.endswith('weight')):
+            value.uniform_(0.5, 1.5, generator=generator)
+        elif 'temporal.weight' in key:
+            value.normal_(generator=generator)
+    return net
+
+
+def clip(frames, height, width, batch=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, frames, height, width, dtype=torch.float64, generator=generator)
+
+
+def assert_streams(net, video, last=None):
+    """Every step is that of the whole video, as late as the stream says, whatever was before."""
+    with torch.no_grad():
+        features, logits = net.forward_features(video), net(video)
+    stream = bvtam.stream(net, last)
+    per_step = net.frames_per_step
+    for _ in range(2):  # a stream can be used again
+        steps = []
+        for number, frame in enumerate(video.unbind(2)):
+            found = stream.push(frame)
+            for step in found:
+                end = per_step * (step.index + 1) - 1  # its last frame
+                assert number - end == stream.delay
+            steps += found
+        steps += stream.finish()
+        assert [step.index for step in steps] == list(range(features.shape[2]))
+        torch.testing.assert_close(torch.stack([s.features for s in steps], 2), features)
+        if last is None:
+            torch.testing.assert_close(steps[-1].logits, logits)
+    return stream, steps
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    pairs=st.integers(1, 12),
+    temporal=st.sampled_from(('tam', 'tsm', 'none')),
+    temporal_range=st.sampled_from((1, 3, 5, 7)),
+    causal=st.booleans(),
+    height=st.integers(17, 70),
+    width=st.integers(17, 70),
+    batch=st.integers(1, 2),
+)
+def test_blvnet(pairs, temporal, temporal_range, causal, height, width, batch):
+    causal = causal and temporal != 'tsm'
+    net = random_net(
+        'bvtam_tiny_8x2', temporal=temporal, temporal_range=temporal_range, causal=causal, width=8
+    )
+    stream, _ = assert_streams(net, clip(2 * pairs, height, width, batch))
+    if causal or temporal == 'none':
+        assert stream.delay == 0
+    elif temporal_range == 3 or temporal == 'tsm':
+        assert stream.delay == 2 * (1 + 3 + 2)  # a pair for each operator: stem, modules, layer 4
+
+
+NETS = {
+    'tam_resnet18_f8': {},
+    'tsm_resnet50_f8': {'backbone': 'test_resnet', 'temporal_every': 2},
+    'tam_resnet50_f8': {'backbone': 'test_resnet', 'temporal_pool': True},
+    'tsn_resnet50_f8': {'backbone': 'test_resnet'},
+}
+BACKBONES = ('regnety_002', 'convnext_atto', 'efficientnet_b0', 'mobilenetv3_small_050')
+
+
+@pytest.mark.parametrize('name', NETS)
+@pytest.mark.parametrize('frames', [1, 2, 9, 16])
+def test_resnets(name, frames):
+    assert_streams(random_net(name, **NETS[name]), clip(frames, 40, 33))
+
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_other_backbones(backbone):
+    assert_streams(random_net('tam_resnet50_f8', backbone=backbone, causal=False), clip(7, 64, 64))
+
+
+def test_a_causal_net_does_not_see_what_comes():
+    for name, options in (
+        ('bvtam_tiny_8x2', {}),
+        ('tam_resnet50_f8', {'backbone': 'test_resnet', 'temporal_range': 5}),
+    ):
+        net, video = random_net(name, causal=True, **options), clip(12, 32, 32)
+        changed = video.clone()
+        changed[:, :, 8:] += 1
+        steps = 8 // net.frames_per_step
+        with torch.no_grad():
+            before, after = net.forward_features(video), net.forward_features(changed)
+        assert torch.equal(before[:, :, :steps], after[:, :, :steps])
+        assert not torch.equal(before[:, :, steps:], after[:, :, steps:])
+        stream, _ = assert_streams(net, video)
+        assert stream.delay == 0
+
+
+def test_causal_is_for_tam():
+    with pytest.raises(BvtamError, match='causal=True is for'):
+        temporal_op('tsm', 8, causal=True)
+    with pytest.raises(BvtamError, match='leave out causal=True'):
+        bvtam.create_model('tam_resnet50_f8', temporal_pool=True, causal=True)
+    assert TAM(8, 3, causal=True).reach('pair') == (1, 0)
+
+
+def test_the_running_answer_is_of_the_last_steps():
+    net, video = random_net('bvtam_tiny_8x2'), clip(20, 32, 32)
+    _, steps = assert_streams(net, video, last=3)
+    with torch.no_grad():
+        for step in steps:
+            first = max(0, step.index - 2)
+            x = torch.stack([s.features for s in steps[first : step.index + 1]], 2)
+            torch.testing.assert_close(step.logits, net.forward_head(x))
+
+
+def test_memory_is_constant():
+    net = random_net('bvtam_tiny_8x2')
+    stream, held = bvtam.stream(net, last=4), []
+    for number in range(100):
+        stream.push(clip(1, 32, 32, seed=number)[:, :, 0])
+        held.append(sum(len(link.held) for link in stream._links) + len(stream._recent))
+    assert max(held) == max(held[:40]) <= 3 * len(stream._links) + 4
+
+
+def test_nets_without_classifier_or_pooling():
+    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=0).eval()
+    video = torch.randn(1, 3, 8, 32, 32)
+    *_, step = bvtam.stream(net)(video.unbind(2))
+    assert step.logits is None
+    with torch.no_grad():
+        torch.testing.assert_close(step.embedding, net(video))
+    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=0, global_pool='').eval()
+    *_, step = bvtam.stream(net)(video.unbind(2))
+    assert step.embedding is None and step.features.shape[1] == net.num_features
+
+
+def test_what_cannot_stream():
+    with pytest.raises(BvtamError, match='BLResNet is no video net'):
+        bvtam.stream(bvtam.create_model('blresnet50'))
+    net = bvtam.create_model('bvtam_tiny_8x2')
+    with pytest.raises(BvtamError, match=r'call model.eval\(\) first'):
+        bvtam.stream(net.train())
+    with pytest.raises(BvtamError, match='last must be 1 step or more, not 0'):
+        bvtam.stream(net.eval(), last=0)
+    stream = bvtam.stream(net)
+    with pytest.raises(ValueError, match=r'expected a frame \(B, C=3, H, W\), got .* \(3, 8, 8\)'):
+        stream.push(torch.zeros(3, 8, 8))
+    stream.push(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match='as before, got'):
+        stream.push(torch.zeros(1, 3, 32, 40))
+    with pytest.raises(ValueError, match='push the last one once more'):
+        stream.finish()
