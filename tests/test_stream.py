@@ -1,12 +1,23 @@
 """A net on frames one by one against the same net on the whole video."""
 
+import json
+import os
+import threading
+from pathlib import Path
+
+import av
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cli import run
 
 import bvtam
+from bvtam.clip import ClipConfig
+from bvtam.data.transforms import to_clip
+from bvtam.data.video import VideoError, open_video
 from bvtam.errors import BvtamError
+from bvtam.inference.stream import predict_stream
 from bvtam.layers.temporal import TAM, temporal_op
 
 
@@ -165,3 +176,119 @@ def test_what_cannot_stream():
         stream.push(torch.zeros(1, 3, 32, 40))
     with pytest.raises(ValueError, match='push the last one once more'):
         stream.finish()
+
+
+SAMPLE = Path(bvtam.__file__).parent / 'assets' / 'sample.mp4'
+CLIP = ClipConfig(num_frames=16, resize=36, crop_size=32)
+
+
+def classifier(name='bvtam_tiny_8x2', **options):
+    net = random_net(name, **options).float()
+    net.clip_config, net.label_names = CLIP, list('abcde')
+    return net
+
+
+def whole(net, video, indices):
+    """Probabilities of one clip of these frames."""
+    with torch.no_grad():
+        return net(to_clip(open_video(video).read(indices), CLIP)).softmax(1)[0]
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [('bvtam_tiny_8x2', {}), ('tam_resnet50_f8', {'backbone': 'test_resnet'})],
+    ids=['bvtam', 'resnet'],
+)
+def test_answers_about_a_file(name, options):
+    net, reader = classifier(name, **options), open_video(SAMPLE)
+    answers = list(predict_stream(net, SAMPLE, topk=5))
+    per_step = net.frames_per_step
+    assert reader.num_frames % 2 == 0
+    assert [a['frame'] for a in answers] == list(range(per_step - 1, reader.num_frames, per_step))
+    times = reader.times[per_step - 1 :: per_step]
+    assert [a['time'] for a in answers] == pytest.approx(times.tolist(), abs=1e-6)
+    want = whole(net, SAMPLE, range(reader.num_frames))
+    got = {t['index']: t['score'] for t in answers[-1]['top']}
+    assert [got[i] for i in range(5)] == pytest.approx(want.tolist(), abs=1e-5)
+
+
+def test_fewer_frames_a_second_and_a_lone_last_one():
+    net, reader = classifier(), open_video(SAMPLE)
+    answers = list(predict_stream(net, SAMPLE, topk=5, fps=reader.fps / 2))
+    taken = list(range(0, reader.num_frames, 2))
+    assert abs(answers[-1]['frame'] - taken[-1]) < 2
+    video = torch.zeros(7, 3, 40, 50, dtype=torch.uint8).random_(0, 256)
+    (*_, last) = predict_stream(net, video, topk=5)
+    want = whole(net, video, [0, 1, 2, 3, 4, 5, 6, 6])
+    got = {t['index']: t['score'] for t in last['top']}
+    assert last['frame'] == 6
+    assert [got[i] for i in range(5)] == pytest.approx(want.tolist(), abs=1e-5)
+    with pytest.raises(BvtamError, match='fps must be above 0, not 0'):
+        next(predict_stream(net, video, fps=0))
+
+
+def write(path, frames):
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('mpeg2video', rate=25, options={'bf': '0'})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[2:], 'yuv420p'
+        for frame in frames.permute(0, 2, 3, 1).numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
+        container.mux(stream.encode(None))
+
+
+def test_a_pipe_is_answered_while_it_comes(tmp_path):
+    """Half of a video is enough for answers about it."""
+    path, pipe = tmp_path / 'video.ts', tmp_path / 'pipe'
+    frames = torch.zeros(200, 3, 48, 64, dtype=torch.uint8).random_(0, 256)
+    write(path, frames)
+    os.mkfifo(pipe)
+    data, went_on = path.read_bytes(), threading.Event()
+
+    def feed():
+        with open(pipe, 'wb', buffering=0) as file:
+            file.write(data[: len(data) // 2])
+            assert went_on.wait(60)
+            file.write(data[len(data) // 2 :])
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    net = classifier()
+    answers = predict_stream(net, pipe)
+    early = [next(answers) for _ in range(5)]
+    went_on.set()
+    answers = early + list(answers)
+    thread.join()
+    assert answers == list(predict_stream(net, path)) and len(answers) == 100
+
+
+def test_play_gives_all_frames(tmp_path):
+    for source in (SAMPLE, torch.zeros(5, 3, 8, 9, dtype=torch.uint8).random_(0, 256)):
+        reader = open_video(source)
+        times, frames = zip(*reader.play(), strict=True)
+        assert list(times) == pytest.approx(reader.times.tolist(), abs=1e-6)
+        assert torch.equal(torch.stack(frames), reader.read(range(reader.num_frames)))
+    broken = tmp_path / 'broken.mp4'
+    broken.write_bytes(SAMPLE.read_bytes()[:-3000])
+    with pytest.raises(VideoError):
+        list(open_video(broken).play())
+
+
+def test_the_command(capfd, tmp_path):
+    folder = bvtam.save_pretrained(classifier(), tmp_path / 'bvtam_tiny_8x2.own')
+
+    def predict(*args):
+        return run(capfd, 'predict', *args, '--model', f'local-dir:{folder}')
+
+    code, out, err = predict(SAMPLE, '--stream', '--json', '--topk', 2, '--last', 4)
+    want = list(predict_stream(bvtam.create_model(f'local-dir:{folder}', pretrained=True).eval(),
+                               SAMPLE, topk=2, last=4))  # fmt: skip
+    assert code == 0 and json.loads(out) == want and not err
+    code, out, _ = predict(SAMPLE, '--stream')
+    assert code == 0 and ' s  0.' in out
+    for args, message in (
+        (['--last', 2], '--last is for --stream'),
+        (['--stream', '--every', 2], '--every is not for --stream'),
+        (['--stream', SAMPLE], '--stream is of one video'),
+    ):
+        code, _, err = predict(SAMPLE, *args)
+        assert code == 2 and message in ' '.join(err.replace('│', '').split())

@@ -42,9 +42,9 @@ Root = Annotated[
 
 
 def check_given(
-    context: typer.Context, motion: bool, of_motion: set[str], of_both: set[str]
+    context: typer.Context, chosen: bool, own: set[str], both: set[str], what: str = 'motion'
 ) -> None:
-    """Options that are only for motion clips, or not for them, are not ignored.
+    """Options that are only for motion clips (or for `what`), or not for them, are not ignored.
 
     Raises:
         typer.BadParameter: one of them was given where it does nothing.
@@ -52,9 +52,9 @@ def check_given(
     given = {
         name for name in context.params if context.get_parameter_source(name).name != 'DEFAULT'
     }
-    for name in sorted(given - of_both - of_motion if motion else given & of_motion):
+    for name in sorted(given - both - own if chosen else given & own):
         option = name.replace('_', '-')
-        raise typer.BadParameter(f'--{option} is {"not for" if motion else "for"} motion')
+        raise typer.BadParameter(f'--{option} is {"not for" if chosen else "for"} {what}')
 
 
 def load_net(model: str) -> Any:

@@ -155,7 +155,7 @@ def eval_(
 
     _join()
     motion = data == 'motion'
-    check_given(context, motion, of_motion={'count', 'seed', 'videos'}, of_both=_EVAL_BOTH)
+    check_given(context, motion, {'count', 'seed', 'videos'}, _EVAL_BOTH)
     if motion:
         from ..engine.motion import evaluate_motion
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any, Literal
 
 import typer
 
-from ..errors import BvtamError
+from ..errors import BvtamError, one_line
 from .shared import (
     Json,
     MaxFailed,
@@ -33,6 +35,7 @@ Model = Annotated[
 
 @app.command()
 def predict(
+    context: typer.Context,
     videos: Annotated[
         list[str],
         typer.Argument(
@@ -70,6 +73,20 @@ def predict(
         Path | None,
         typer.Option(help='Draw where and when the net sees it: a .png file, or a folder of them.'),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            '--stream', help='Answer while one video comes: a file, a pipe, an URL, /dev/video0.'
+        ),
+    ] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(help='Frames a second that --stream looks at (default: all).'),
+    ] = None,
+    last: Annotated[
+        int | None,
+        typer.Option(help='Steps that an answer of --stream is of (default: all so far).'),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help='Views that go through the net together.')] = 8,
     workers: Annotated[int, typer.Option(help='Threads that decode.')] = 4,
     on_error: OnError = 'raise',
@@ -91,6 +108,18 @@ def predict(
     from ..inference.render import SUFFIXES, save_annotated, save_timeline
     from ..inference.windows import windows_many
 
+    both = {'videos', 'model', 'topk', 'time_limit', 'as_json'}
+    check_given(context, stream, {'stream', 'fps', 'last'}, both, '--stream')
+    if stream:
+        if len(videos) > 1:
+            raise typer.BadParameter('--stream is of one video')
+        from ..inference.stream import predict_stream
+
+        answers = predict_stream(
+            load_net(model), videos[0], topk, fps=fps, last=last, time_limit=time_limit
+        )
+        _show_answers(answers, as_json)
+        return
     if every is None and (length is not None or timeline is not None):
         raise typer.BadParameter('--length and --timeline are of windows: give --every SECONDS')
     if every is not None and evidence is not None:
@@ -170,6 +199,21 @@ def demo(
         Event().wait()
     finally:
         page.close(verbose=False)
+
+
+def _show_answers(answers: Iterable[dict[str, Any]], as_json: bool) -> None:
+    """Each as soon as it is there: a line when the likeliest class is another, or a JSON object."""
+    shown = None
+    for number, answer in enumerate(answers):
+        if as_json:
+            print(',\n' if number else '[', json.dumps(answer), sep='', end='', flush=True)
+            continue
+        label, score = answer['top'][0]['label'], answer['top'][0]['score']
+        if label != shown:
+            print(f'{answer["time"]:8.2f} s  {score:.4f}  {one_line(label)}', flush=True)
+        shown = label
+    if as_json:
+        print(']')
 
 
 def _check_output(option: str, path: Path | None, suffixes: tuple[str, ...], several: bool) -> None:
@@ -328,8 +372,7 @@ def prepare(
     tells apart; a folder of that name is `./motion`.
     """
     motion = src == 'motion'
-    of_both = {'src', 'out', 'size', 'as_json'}
-    check_given(context, motion, of_motion={'count', 'family'}, of_both=of_both)
+    check_given(context, motion, {'count', 'family'}, {'src', 'out', 'size', 'as_json'})
     if motion:
         from ..data.motion_files import write_data_set
 

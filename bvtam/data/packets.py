@@ -232,6 +232,10 @@ class Decoder:
             self.due += 1
             yield frame
 
+    def seconds(self, frame: av.VideoFrame) -> float | None:
+        """When it is shown; the last frames do not know by themselves."""
+        return None if frame.pts is None else float(frame.pts * self.stream.time_base)
+
     def frame(self, number: int) -> av.VideoFrame:
         """Frame `number`, not before the last one asked for.
 

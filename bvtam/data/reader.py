@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -70,6 +70,15 @@ class Reader:
                     f'{self.name}: frame {index} is outside the video, 0 to {self.num_frames - 1}'
                 )
         return self._read(wanted)
+
+    def play(self) -> Iterator[tuple[float, Tensor]]:
+        """All frames in turn: seconds from the first one, and uint8 RGB (C, H, W) as from `read`.
+
+        Raises:
+            VideoError: the video is damaged.
+        """
+        for index, second in enumerate(self.times.tolist()):
+            yield second, self._read([index])[0]
 
     def read_at(self, seconds: Iterable[float]) -> Tensor:
         """The frames on screen at `seconds`, the first or last one for times outside the video.

@@ -128,6 +128,28 @@ class VideoFile(Reader):
     def duration(self) -> float:
         return self._frames().duration
 
+    def play(self) -> Iterator[tuple[float, Tensor]]:
+        """As `Reader.play`, of sources that have no end as well: nothing is read ahead or kept.
+
+        A pipe is not copied, so it can be played once, and a camera (/dev/video0) is opened as one.
+        """
+        reformatter, first, matrix, size = VideoReformatter(), 0.0, (1, 0, 0, 1), None
+        with self._opened(live=True) as (container, stream):
+            rate = float(stream.average_rate or stream.guessed_rate or 25)
+            decoder = Decoder(container, stream)
+            for number, frame in enumerate(decoder):
+                if frame.width * frame.height > _MAX_PIXELS:
+                    raise Damage(f'frame {number} has {frame.width}x{frame.height} pixels')
+                if size is None:
+                    size, first = (frame.width, frame.height), decoder.seconds(frame) or 0.0
+                    matrix = _display_matrix(frame)
+                rgb = reformatter.reformat(frame, *size, 'rgb24', threads=1).to_ndarray()
+                second = decoder.seconds(frame)
+                second = number / rate if second is None else second - first
+                yield second, _upright(torch.from_numpy(rgb), matrix).permute(2, 0, 1)
+            if size is None:
+                raise Damage('no frame can be decoded')
+
     def _frames(self) -> FrameTable:
         table = self._table
         if table is None:
@@ -141,7 +163,8 @@ class VideoFile(Reader):
     def _count(self) -> FrameTable:
         """The table of the frames that decoding the whole video gives."""
         with self._opened() as (container, stream):
-            seconds = [frame.time for frame in Decoder(container, stream)]
+            decoder = Decoder(container, stream)
+            seconds = [decoder.seconds(frame) for frame in decoder]
             if not seconds:
                 raise Damage('no frame can be decoded')
             return counted_table(stream, seconds)
@@ -194,19 +217,30 @@ class VideoFile(Reader):
             return frame.width, frame.height
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-        """The container and its first video; what fails in it is told as a `VideoError`."""
+    def _opened(
+        self, live: bool = False
+    ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        """The container and its first video; what fails in it is told as a `VideoError`.
+
+        Args:
+            live: what can be read only once is read now, and not copied.
+        """
         options = {'max_pixels': str(_MAX_PIXELS)}  # for the first look; and below for decoding
-        if self._is_url:
-            place = self.name
-        else:
+        place, format = self.name, None
+        if live and self._is_camera():
+            format = 'v4l2'
+        elif not self._is_url:
             # With its protocol, or FFmpeg takes what stands before a colon in a name for one.
-            place = f'file:{self._local_path()}'
+            place = f'file:{self.name if live else self._local_path()}'
             options |= {'protocol_whitelist': 'file', 'format_whitelist': _allowed_formats()}
         try:
             # Titles in another encoding than UTF-8 are no reason to refuse a video.
             container = av.open(
-                place, options=options, metadata_errors='ignore', timeout=self.time_limit
+                place,
+                format=format,
+                options=options,
+                metadata_errors='ignore',
+                timeout=self.time_limit,
             )
         except av.error.ExitError:
             raise self._stalled() from None
@@ -240,6 +274,9 @@ class VideoFile(Reader):
                 raise VideoError(
                     f'{self.name} is damaged: {reason}; fetch or encode the video again'
                 ) from error
+
+    def _is_camera(self) -> bool:
+        return self.name.startswith('/dev/video')
 
     def _stalled(self) -> VideoError:
         return VideoError(

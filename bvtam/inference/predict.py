@@ -197,7 +197,11 @@ class Classifier:
         weight = next(self.model.parameters(), torch.empty(0))
         with evaluating(self.model):
             x = normalize(views_BCTHW.to(weight.device), self.clip, weight.dtype)
-            logits = self.model(x).float()
+            return self.probabilities(self.model(x))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """float32 (B, num_classes) on the CPU; `BvtamError` where they are not finite."""
+        logits = logits.float()
         if not logits.isfinite().all():
             raise BvtamError(
                 f'{self.name} gave scores that are not finite; its weights may be damaged'

@@ -7,15 +7,21 @@ is what the net gives for the whole video.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..data.transforms import normalize, to_crops
+from ..data.video import open_video
 from ..errors import BvtamError
 from ..layers.streaming import run
+from .predict import Classifier
+
+_TOLERANCE = 1e-6  # seconds; times of frames are rounded
 
 
 class StreamStep(NamedTuple):
@@ -141,6 +147,64 @@ class Stream:
         return StreamStep(
             index, x, embedding, classify(embedding) if self.model.num_classes else None
         )
+
+
+def predict_stream(
+    model: nn.Module,
+    video: Any,
+    topk: int = 5,
+    *,
+    fps: float | None = None,
+    last: int | None = None,
+    time_limit: float = 60.0,
+) -> Iterator[dict[str, Any]]:
+    """Answers about a video while it comes, in constant memory and whether or not it ends.
+
+    Args:
+        model: a video net in eval mode, as of `predict`; the first crop of its `clip_config`.
+        video: anything that `open_video` takes; a pipe is read as it comes, and a camera
+            (/dev/video0) as one.
+        topk: classes of each answer.
+        fps: frames a second that the net sees; all by default, and never more than there are.
+        last: steps that an answer is of; all so far by default.
+        time_limit: seconds without progress after which the video is given up.
+
+    Yields:
+        for each step `{'time': seconds of its last frame, 'frame': number of it, 'top': [{'label',
+        'index', 'score'}, ...]}`. A lone last frame of a pair counts twice.
+
+    Raises:
+        BvtamError: as from `predict` and `stream`, or `fps` that is not positive.
+    """
+    if fps is not None and not 0 < fps < math.inf:
+        raise BvtamError(f'fps must be above 0, not {fps}')
+    net = Classifier(model, topk, num_clips=1, num_crops=1)
+    steps, weight = stream(model, last), next(model.parameters())
+    waiting: deque[tuple[float, int]] = deque()  # time and number of each step's last frame
+
+    def answers(found: list[StreamStep]) -> Iterator[dict[str, Any]]:
+        for step in found:
+            second, number = waiting.popleft()
+            top = net.top(net.probabilities(step.logits)[0])
+            yield {'time': second, 'frame': number, 'top': top}
+
+    due, seen, x = 0.0, 0, None
+    for number, (second, picture) in enumerate(open_video(video, time_limit).play()):
+        if fps is not None:
+            if second < due - _TOLERANCE:
+                continue
+            due = max(due + 1 / fps, second)
+        pixels = to_crops(picture[None], net.clip).to(weight.device)
+        x = normalize(pixels, net.clip, weight.dtype)[:, :, 0]
+        seen += 1
+        if seen % model.frames_per_step == 0:
+            waiting.append((second, number))
+        yield from answers(steps.push(x))
+        shown = second, number
+    if seen % model.frames_per_step:
+        waiting.append(shown)
+        yield from answers(steps.push(x))
+    yield from answers(steps.finish())
 
 
 def stream(model: nn.Module, last: int | None = None) -> Stream:
