@@ -1,0 +1,254 @@
+"""The same net for inference alone: batch norms folded, what can be fused is one operation.
+
+On CPUs a convolution, its bias, the residual sum and the ReLU become one call of oneDNN, with weights
+in the order that it wants, so that no result passes through memory twice. Elsewhere the folded
+convolutions run as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import BvtamError
+from ..models.bl_resnet import BLModule, BLResNet, Bottleneck, Stem
+from ..models.temporal_resnet import TemporalNet
+
+_PROBE = (2, 64)  # frames and pixels of the clip that shows which module follows which
+
+
+def optimize(
+    model: nn.Module, dtype: torch.dtype | None = None, compile: bool = False
+) -> nn.Module:
+    """A copy of a net that gives the same answers in less time, and cannot be trained or saved.
+
+    Batch norms are folded into the convolutions before them; memory is channels last. In float32 the
+    answers are those of the net to rounding.
+
+    Args:
+        model: a net of this package in eval mode, on the device that it is to run on.
+        dtype: of weights and activations; `torch.bfloat16` where the CPU or GPU has instructions for
+            it. Clips are to be given in it as well. By default that of the net.
+        compile: `torch.compile` the copy in place of fusing by hand; needs a C++ compiler, and runs
+            slowly at the first clip of every shape.
+
+    Returns:
+        a net of the same class; `bvtam.stream`, `predict` and the rest take it.
+
+    Raises:
+        BvtamError: a net in training mode, or none of this package, or already optimised.
+    """
+    if not isinstance(model, (BLResNet, TemporalNet)):
+        raise BvtamError(f'optimize takes a net of bvtam, not {type(model).__name__}')
+    if model.training:
+        raise BvtamError('optimize needs a net in eval mode: call model.eval() first')
+    if getattr(model, 'optimized', False):
+        raise BvtamError('the net is optimised already; optimise the one that it was made of')
+    net = copy.deepcopy(model).requires_grad_(False)
+    fuse = _fuse_bl_net if isinstance(net, BLResNet) else _fuse_chains
+    with torch.inference_mode(False), torch.no_grad():
+        fuse(net, dtype or next(net.parameters()).dtype, pack=not compile)
+        net.to(dtype=dtype, memory_format=torch.channels_last)
+    net.optimized = True
+    if compile:
+        net.compile()
+    return net
+
+
+class FusedConv(nn.Module):
+    """Convolution, batch norm, sum with a shortcut and ReLU, as far as they are there.
+
+    Args:
+        conv: without groups of its own kind of padding.
+        norm: in eval mode; folded into the weights, in float64.
+        relu: whether ReLU follows.
+        dtype: of the weights.
+        pack: whether oneDNN may have the weights in its own order, where it can run them.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, norm: nn.Module | None, relu: bool, dtype: torch.dtype, pack: bool
+    ) -> None:
+        super().__init__()
+        weight, bias = _folded(conv, norm)
+        self.relu = relu
+        self.geometry = [list(p) for p in (conv.padding, conv.stride, conv.dilation)]
+        self.groups = conv.groups
+        weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        self.packed = None
+        if pack and _onednn(weight):
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
+                weight, *self.geometry, self.groups
+            )
+        else:
+            self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, reuse: bool = False) -> Tensor:
+        """The sum with `shortcut`, which may be written to if `reuse`."""
+        padding, stride, dilation = self.geometry
+        if self.packed is None:
+            x = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+            if shortcut is not None:
+                x += shortcut
+            return x.relu_() if self.relu else x
+        call = x, self.packed, self.bias, *self.geometry, self.groups
+        relu = 'relu' if self.relu else None
+        if shortcut is None:
+            return torch.ops.mkldnn._convolution_pointwise(*call, relu or 'none', [], '')
+        after = 'add', 1.0, relu, [], ''
+        if reuse:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, *call, *after)
+        x, *rest = call
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, shortcut, *rest, *after)
+
+    def _apply(self, fn, recurse=True):
+        if self.packed is not None and fn(self.bias).device != self.bias.device:
+            raise BvtamError('an optimised net stays where it is: optimise it on the other device')
+        return super()._apply(fn, recurse)
+
+
+def _onednn(weight: Tensor) -> bool:
+    kinds = torch.float32, torch.bfloat16
+    return (
+        weight.device.type == 'cpu'
+        and weight.dtype in kinds
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """float64 weights and bias of both."""
+    weight = conv.weight.double()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+    if norm is None:
+        return weight, bias
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        scale = scale * norm.weight.double()
+        shift = shift * norm.weight.double() + norm.bias.double()
+    return weight * scale[:, None, None, None], bias * scale + shift
+
+
+# ---- bLNet and bLVNet: their modules with fused convolutions ----
+
+
+class _FusedBottleneck(Bottleneck):
+    def residual(self, x: Tensor, mixed: Tensor, num_pairs: int = 1) -> Tensor:
+        shortcut = self.pool(x if self.shortcut is None else mixed)
+        if self.shortcut is not None:
+            shortcut = self.shortcut(shortcut)
+        new = self.shortcut is not None or not isinstance(self.pool, nn.Identity)
+        return self.conv3(self.conv2(self.conv1(mixed)), shortcut, reuse=new)
+
+
+class _FusedStem(Stem):
+    def forward(self, x: Tensor, num_pairs: int = 1) -> Tensor:
+        x = self.conv1(x)
+        both = (x, x) if self.temporal is None else self.temporal.split(x, num_pairs)
+        return self.branches(*both)
+
+    def branches(self, little: Tensor, big: Tensor) -> Tensor:
+        little = self.little_conv2(self.little_conv1(little))
+        return self.fuse_conv(self.little_conv3(little, self.big_conv(big), reuse=True))
+
+
+class _FusedBLModule(BLModule):
+    def branches(self, little: Tensor, big: Tensor, num_pairs: int = 1) -> Tensor:
+        little, big = self.little(little, num_pairs), self.big(big, num_pairs)
+        big = F.interpolate(big, size=little.shape[-2:], mode='nearest')
+        return self.fusion(self.little_out(little, big, reuse=True), num_pairs)
+
+
+def _fuse_bl_net(net: BLResNet, dtype: torch.dtype, pack: bool) -> None:
+    def fuse(owner: nn.Module, conv: str, norm: str, relu: bool) -> None:
+        fused = FusedConv(getattr(owner, conv), getattr(owner, norm), relu, dtype, pack)
+        setattr(owner, conv, fused)
+        setattr(owner, norm, nn.Identity())
+
+    for module in list(net.modules()):
+        if type(module) is Bottleneck:
+            fuse(module, 'conv1', 'bn1', True)
+            fuse(module, 'conv2', 'bn2', True)
+            fuse(module, 'conv3', 'bn3', module.last_act)
+            if module.shortcut is not None:
+                module.shortcut = FusedConv(*module.shortcut, False, dtype, pack)
+            module.__class__ = _FusedBottleneck
+        elif type(module) is Stem:
+            fuse(module, 'conv1', 'bn1', True)
+            fuse(module, 'big_conv', 'big_bn', False)
+            fuse(module, 'little_conv1', 'little_bn1', True)
+            fuse(module, 'little_conv2', 'little_bn2', True)
+            fuse(module, 'little_conv3', 'little_bn3', True)
+            fuse(module, 'fuse_conv', 'fuse_bn', True)
+            module.__class__ = _FusedStem
+        elif type(module) is BLModule:
+            module.little_out = FusedConv(*module.little_out, True, dtype, pack)
+            module.__class__ = _FusedBLModule
+
+
+# ---- networks of timm: whatever is called one after the other ----
+
+
+class _Written(NamedTuple):
+    tensor: Tensor
+    times: int
+
+    def key(self) -> tuple[int, int]:
+        return id(self.tensor), self.times
+
+
+def _fuse_chains(net: TemporalNet, dtype: torch.dtype, pack: bool) -> None:
+    """Convolution, batch norm and ReLU that are called in this order, each once, are one."""
+    names = {module: name for name, module in net.named_modules()}
+    for conv, norm, relu in _chains(net):
+        inner = getattr(norm, 'act', None)  # of timm's norms with an activation
+        after = inner if inner is not None and type(inner) is not nn.ReLU else nn.Identity()
+        fused = FusedConv(conv, norm, relu is not None or type(inner) is nn.ReLU, dtype, pack)
+        net.set_submodule(names[conv], fused)
+        net.set_submodule(names[norm], after)
+        if relu is not None:
+            net.set_submodule(names[relu], nn.Identity())
+
+
+def _chains(net: TemporalNet) -> Iterator[tuple[nn.Module, nn.Module, nn.Module | None]]:
+    """(convolution, batch norm, ReLU or None), found by running a clip through the net."""
+    # Tensors with how often they had been written to, before and after; kept, so that an id stays one.
+    calls: list[tuple[nn.Module, _Written, _Written]] = []
+    inputs: dict[nn.Module, _Written] = {}
+
+    def before(module: nn.Module, args: tuple) -> None:
+        inputs[module] = _Written(args[0], args[0]._version)
+
+    def after(module: nn.Module, args: tuple, output: Tensor) -> None:
+        calls.append((module, inputs[module], _Written(output, output._version)))
+
+    hooks = []
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)):
+            hooks.append(module.register_forward_pre_hook(before))
+            hooks.append(module.register_forward_hook(after))
+    frames, size = _PROBE
+    net(next(net.parameters()).new_zeros(1, net.in_chans, frames, size, size))
+    for hook in hooks:
+        hook.remove()
+    count = Counter(module for module, *_ in calls)
+    # The first module that takes a tensor as it is.
+    following = {x.key(): (module, y) for module, x, y in reversed(calls)}
+    for conv, _, y in calls:
+        norm, z = following.get(y.key(), (None, None))
+        usual = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros'
+        if not usual or isinstance(conv.padding, str) or count[conv] > 1:
+            continue
+        if not isinstance(norm, nn.BatchNorm2d) or count[norm] > 1 or norm.running_mean is None:
+            continue
+        relu, _ = following.get(z.key(), (None, None))
+        alone = type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU and count[relu] == 1
+        yield conv, norm, relu if alone else None
