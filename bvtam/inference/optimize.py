@@ -20,6 +20,7 @@ from ..errors import BvtamError
 from ..models.bl_resnet import BLModule, BLResNet, Bottleneck, Stem
 from ..models.temporal_resnet import TemporalNet
 
+_mkldnn = torch.ops.mkldnn  # oneDNN, as torch's own compiler calls it
 _PROBE = (2, 64)  # frames and pixels of the clip that shows which module follows which
 
 
@@ -65,7 +66,7 @@ class FusedConv(nn.Module):
     """Convolution, batch norm, sum with a shortcut and ReLU, as far as they are there.
 
     Args:
-        conv: without groups of its own kind of padding.
+        conv: one whose padding is zeros and given in pixels.
         norm: in eval mode; folded into the weights, in float64.
         relu: whether ReLU follows.
         dtype: of the weights.
@@ -77,36 +78,43 @@ class FusedConv(nn.Module):
     ) -> None:
         super().__init__()
         weight, bias = _folded(conv, norm)
-        self.relu = relu
-        self.geometry = [list(p) for p in (conv.padding, conv.stride, conv.dilation)]
-        self.groups = conv.groups
         weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
         self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-        self.packed = None
-        if pack and _onednn(weight):
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
-                weight, *self.geometry, self.groups
-            )
-        else:
+        self.relu, self.packed = relu, None
+        self.geometry = [list(p) for p in (conv.padding, conv.stride, conv.dilation)]
+        self.groups = conv.groups
+        # A matrix product to oneDNN: as a convolution it has slow kernels for some sizes, in bfloat16
+        # a fifth of the speed.
+        self.dense = weight.shape[2:] == (1, 1) and self.groups == 1
+        self.dense &= self.geometry[:2] == [[0, 0], [1, 1]]
+        if not (pack and _onednn(weight)):
             self.weight = nn.Parameter(weight, requires_grad=False)
+        elif self.dense:
+            self.packed = _mkldnn._reorder_linear_weight(weight[:, :, 0, 0].contiguous())
+        else:
+            self.packed = _mkldnn._reorder_convolution_weight(weight, *self.geometry, self.groups)
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, reuse: bool = False) -> Tensor:
-        """The sum with `shortcut`, which may be written to if `reuse`."""
-        padding, stride, dilation = self.geometry
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        after = 'relu' if self.relu and shortcut is None else 'none'
         if self.packed is None:
+            padding, stride, dilation = self.geometry
             x = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
-            if shortcut is not None:
-                x += shortcut
-            return x.relu_() if self.relu else x
-        call = x, self.packed, self.bias, *self.geometry, self.groups
-        relu = 'relu' if self.relu else None
-        if shortcut is None:
-            return torch.ops.mkldnn._convolution_pointwise(*call, relu or 'none', [], '')
-        after = 'add', 1.0, relu, [], ''
-        if reuse:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, *call, *after)
-        x, *rest = call
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, shortcut, *rest, *after)
+            after = 'none'
+        elif self.dense:
+            x = x.permute(0, 2, 3, 1)
+            if shortcut is None:
+                x = _mkldnn._linear_pointwise(x, self.packed, self.bias, after, [], '')
+            else:
+                other = shortcut.permute(0, 2, 3, 1)
+                x = _mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, 'add')
+            x, shortcut = x.permute(0, 3, 1, 2), None
+        else:
+            x = _mkldnn._convolution_pointwise(
+                x, self.packed, self.bias, *self.geometry, self.groups, after, [], ''
+            )
+        if shortcut is not None:
+            x += shortcut
+        return x.relu_() if self.relu and after == 'none' else x
 
     def _apply(self, fn, recurse=True):
         if self.packed is not None and fn(self.bias).device != self.bias.device:
@@ -145,8 +153,7 @@ class _FusedBottleneck(Bottleneck):
         shortcut = self.pool(x if self.shortcut is None else mixed)
         if self.shortcut is not None:
             shortcut = self.shortcut(shortcut)
-        new = self.shortcut is not None or not isinstance(self.pool, nn.Identity)
-        return self.conv3(self.conv2(self.conv1(mixed)), shortcut, reuse=new)
+        return self.conv3(self.conv2(self.conv1(mixed)), shortcut)
 
 
 class _FusedStem(Stem):
@@ -157,14 +164,14 @@ class _FusedStem(Stem):
 
     def branches(self, little: Tensor, big: Tensor) -> Tensor:
         little = self.little_conv2(self.little_conv1(little))
-        return self.fuse_conv(self.little_conv3(little, self.big_conv(big), reuse=True))
+        return self.fuse_conv(self.little_conv3(little, self.big_conv(big)))
 
 
 class _FusedBLModule(BLModule):
     def branches(self, little: Tensor, big: Tensor, num_pairs: int = 1) -> Tensor:
         little, big = self.little(little, num_pairs), self.big(big, num_pairs)
         big = F.interpolate(big, size=little.shape[-2:], mode='nearest')
-        return self.fusion(self.little_out(little, big, reuse=True), num_pairs)
+        return self.fusion(self.little_out(little, big), num_pairs)
 
 
 def _fuse_bl_net(net: BLResNet, dtype: torch.dtype, pack: bool) -> None:
