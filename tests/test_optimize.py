@@ -1,5 +1,7 @@
 """An optimised net against the net that it was made of."""
 
+import copy
+
 import pytest
 import torch
 from test_stream import assert_streams, clip, random_net
@@ -87,7 +89,20 @@ def test_compiled():
         )
 
 
-def test_what_cannot_be_optimised():
+def test_its_state_dict_is_whole():
+    """And tells nets apart, as extract does; a copy of it gives the same."""
+    nets = [bvtam.optimize(random_net('bvtam_tiny_8x2', seed).float()) for seed in (0, 1)]
+    states = [net.state_dict() for net in nets]
+    assert states[0].keys() == states[1].keys()
+    assert sum(t.numel() for t in states[0].values()) > 900_000
+    for key in states[0]:
+        assert not torch.equal(states[0][key], states[1][key]), key
+    x = clip(4, 32, 32).float()
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(nets[0])(x), nets[0](x))
+
+
+def test_what_cannot_be_optimised(tmp_path):
     net = bvtam.create_model('bvtam_tiny_8x2')
     with pytest.raises(BvtamError, match=r'call model.eval\(\) first'):
         bvtam.optimize(net.train())
@@ -98,3 +113,5 @@ def test_what_cannot_be_optimised():
         bvtam.optimize(fast)
     with pytest.raises(BvtamError, match='stays where it is'):
         fast.to('meta')
+    with pytest.raises(BvtamError, match='an optimised net cannot be saved'):
+        bvtam.save_pretrained(fast, tmp_path / 'net')

@@ -35,6 +35,10 @@ MaxFailed = Annotated[
 TimeLimit = Annotated[
     float, typer.Option(help='Seconds without progress after which a video has failed.')
 ]
+Precision = Annotated[
+    Literal['fp32', 'bf16'],
+    typer.Option(help='Of the network; bf16 is faster where the processor has it, and less exact.'),
+]
 Root = Annotated[
     str,
     typer.Option(help='Folder that the paths in a list start from (default: that of the list).'),
@@ -57,13 +61,26 @@ def check_given(
         raise typer.BadParameter(f'--{option} is {"not for" if chosen else "for"} {what}')
 
 
-def load_net(model: str) -> Any:
-    """The net in eval mode, on this process's accelerator if there is one."""
+def load_net(model: str, precision: str = 'fp32') -> Any:
+    """The net in eval mode, on this process's accelerator if there is one, optimised.
+
+    A file that `export` wrote is run by its own runtime.
+    """
+    if model.endswith(('.onnx', '.xml')):
+        from ..inference.export import RuntimeNet
+
+        if precision != 'fp32':
+            raise typer.BadParameter(f'--precision is not for {model}, which has its own')
+        return RuntimeNet(model)
+    import torch
+
     from ..engine.setup import model_source
     from ..factory import create_model
     from ..inference.extract import local_device
+    from ..inference.optimize import optimize
 
-    return create_model(model_source(model), pretrained=True).eval().to(local_device())
+    net = create_model(model_source(model), pretrained=True).eval().to(local_device())
+    return optimize(net, {'fp32': torch.float32, 'bf16': torch.bfloat16}[precision])
 
 
 def print_json(document: Any) -> None:

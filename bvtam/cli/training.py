@@ -15,6 +15,7 @@ from .shared import (
     Json,
     MaxFailed,
     OnError,
+    Precision,
     Root,
     app,
     bar,
@@ -100,7 +101,7 @@ def _reporter(show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
     return report
 
 
-_EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'as_json'}
+_EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'precision', 'as_json'}
 
 
 @app.command('eval')
@@ -136,6 +137,7 @@ def eval_(
     ] = None,
     batch_size: Annotated[int, typer.Option(help='Clips that go through the net together.')] = 8,
     workers: Annotated[int, typer.Option(help='Processes that decode.')] = 2,
+    precision: Precision = 'fp32',
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
     count: Annotated[int, typer.Option(help='Of motion: clips.')] = 2000,
@@ -161,7 +163,7 @@ def eval_(
 
         with bar('clips') as show:
             result = evaluate_motion(
-                load_net(model),
+                load_net(model, precision),
                 count,
                 seed,
                 videos=videos,
@@ -173,7 +175,7 @@ def eval_(
         _show_accuracy(result, as_json)
         return
     with bar('videos') as show:
-        net = load_net(model)
+        net = load_net(model, precision)
         load = load_images if net.input_kind == 'image' else load_records
         records, names = load(
             data, split, root=root or None, labels=net.label_names, val_share=val_share

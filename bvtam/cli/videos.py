@@ -17,6 +17,7 @@ from .shared import (
     Json,
     MaxFailed,
     OnError,
+    Precision,
     Root,
     TimeLimit,
     app,
@@ -89,6 +90,11 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(help='Views that go through the net together.')] = 8,
     workers: Annotated[int, typer.Option(help='Threads that decode.')] = 4,
+    precision: Precision = 'fp32',
+    runtime: Annotated[
+        Literal['torch', 'onnx', 'openvino'],
+        typer.Option(help='What runs the network; --model is a file from `export` then.'),
+    ] = 'torch',
     on_error: OnError = 'raise',
     max_failed: MaxFailed = 0.1,
     errors: Annotated[
@@ -108,7 +114,12 @@ def predict(
     from ..inference.render import SUFFIXES, save_annotated, save_timeline
     from ..inference.windows import windows_many
 
-    both = {'videos', 'model', 'topk', 'time_limit', 'as_json'}
+    suffix = {'torch': '', 'onnx': '.onnx', 'openvino': '.xml'}[runtime]
+    if not model.endswith(suffix):
+        raise typer.BadParameter(
+            f'--runtime {runtime} needs --model FILE{suffix}, which `bvtam export NAME FILE{suffix}` writes'
+        )
+    both = {'videos', 'model', 'topk', 'precision', 'time_limit', 'as_json'}
     check_given(context, stream, {'stream', 'fps', 'last'}, both, '--stream')
     if stream:
         if len(videos) > 1:
@@ -116,7 +127,7 @@ def predict(
         from ..inference.stream import predict_stream
 
         answers = predict_stream(
-            load_net(model), videos[0], topk, fps=fps, last=last, time_limit=time_limit
+            load_net(model, precision), videos[0], topk, fps=fps, last=last, time_limit=time_limit
         )
         _show_answers(answers, as_json)
         return
@@ -146,7 +157,7 @@ def predict(
     results = []
     with bar('videos' if every is None else 'windows') as show:
         options['progress'] = show
-        net = load_net(model)
+        net = load_net(model, precision)
         if every is None:
             found = predict_many(net, readers, topk, **options)
         else:
@@ -291,6 +302,7 @@ def extract(
     shard_size: Annotated[int, typer.Option(help='Videos of a shard.')] = 256,
     batch_size: Annotated[int, typer.Option(help='Clips that go through the net together.')] = 8,
     workers: Annotated[int, typer.Option(help='Threads that decode.')] = 4,
+    precision: Precision = 'fp32',
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
     time_limit: TimeLimit = 60.0,
@@ -305,7 +317,7 @@ def extract(
 
     with bar('videos') as show:
         result = run(
-            load_net(model),
+            load_net(model, precision),
             sources,
             out,
             what=what,

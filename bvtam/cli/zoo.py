@@ -104,6 +104,40 @@ def flops(
         table(list(costs[0]), [list(c.values()) for c in costs])
 
 
+@app.command()
+def export(
+    name: Annotated[
+        str, typer.Argument(help='ARCH.TAG, local-dir:PATH, hf-hub:REPO, or the folder of a run.')
+    ],
+    out: Annotated[
+        Path, typer.Argument(help='File to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).')
+    ],
+    int8: Annotated[
+        str,
+        typer.Option(
+            metavar='DATA',
+            help='Quantise to 8-bit integers, calibrated on these videos; motion for rendered ones.',
+        ),
+    ] = '',
+    count: Annotated[int, typer.Option(min=1, help='Clips to calibrate on.')] = 100,
+    as_json: Json = False,
+) -> None:
+    """Write a network with its weights for other programs; batch, frames and size stay free."""
+    from ..engine.setup import model_source
+    from ..factory import create_model
+    from ..inference.export import calibration_clips
+    from ..inference.export import export as run
+
+    net = create_model(model_source(name), pretrained=True).eval()
+    clips = None
+    if int8:
+        if net.clip_config is None:
+            raise typer.BadParameter('--int8 is for video networks')
+        clips = progress(calibration_clips(int8, net.clip_config, count), count)
+    path = run(net, out, clips)
+    print_facts({'file': str(path), 'bytes': path.stat().st_size, 'int8': bool(int8)}, as_json)
+
+
 def _options(pairs: list[str]) -> dict[str, Any]:
     """`key=value` as options; a value is JSON where it can be, else a string."""
     options = {}

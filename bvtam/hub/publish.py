@@ -81,9 +81,11 @@ def save_pretrained(
         The folder.
 
     Raises:
-        BvtamError: `folder` is there and is no zoo folder, it cannot be written, or the net has label
-            names of another number than its classes.
+        BvtamError: `folder` is there and is no zoo folder, it cannot be written, the net is an
+            optimised one, or has label names of another number than its classes.
     """
+    if getattr(model, 'optimized', False):
+        raise BvtamError('an optimised net cannot be saved: save the one that it was made of')
     if model.label_names and len(model.label_names) != model.num_classes:
         raise BvtamError(
             f'{len(model.label_names)} label names for {model.num_classes} classes: set '

@@ -116,6 +116,14 @@ class FusedConv(nn.Module):
             x += shortcut
         return x.relu_() if self.relu and after == 'none' else x
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.packed is not None:
+            destination[f'{prefix}weight'] = self.packed.to_dense()
+
+    def __deepcopy__(self, memo):
+        return self  # nothing in it ever changes
+
     def _apply(self, fn, recurse=True):
         if self.packed is not None and fn(self.bias).device != self.bias.device:
             raise BvtamError('an optimised net stays where it is: optimise it on the other device')

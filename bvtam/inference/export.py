@@ -1,0 +1,254 @@
+"""Nets as files for other programs: ONNX, OpenVINO, torch.export archives; and running the first two.
+
+The file holds what `config.json` does (ClipConfig, label names), so `predict` needs nothing else.
+Batch, frames, height and width stay free.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..clip import ClipConfig
+from ..data.datasets import find_videos
+from ..data.motion import MotionClips
+from ..data.sampling import clip_indices
+from ..data.transforms import normalize, to_clip
+from ..data.video import open_video
+from ..errors import BvtamError
+from ..files import atomic_file
+
+SUFFIXES = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'torch.export'}
+RUNTIMES = ('onnx', 'openvino')
+_EXAMPLE = (2, 20, 96, 128)  # batch, frames, height, width; sizes above 1, or they count as fixed
+_KEY = 'bvtam'
+
+
+def export(
+    model: nn.Module, path: str | os.PathLike[str], calibration: Iterable[Tensor] | None = None
+) -> Path:
+    """Writes a net to one file, `.onnx`, `.xml` (OpenVINO, with a `.bin` beside it) or `.pt2`.
+
+    Args:
+        model: a net of this package in eval mode, not optimised: the runtimes do that themselves.
+        path: of the file; its suffix is the format.
+        calibration: normalised clips (B, C, T, H, W) of real videos: weights and activations become
+            8-bit integers with the ranges that these have (NNCF; not for `.pt2`). Normalisation is
+            the caller's, as in `forward`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        BvtamError: another suffix, a net in training mode or optimised, no calibration clips, or a
+            library of the extra `export` is missing.
+    """
+    path = Path(path)
+    form = SUFFIXES.get(path.suffix)
+    if form is None:
+        raise BvtamError(f'{path.name}: the suffix must be one of {", ".join(SUFFIXES)}')
+    if model.training or getattr(model, 'optimized', False):
+        raise BvtamError('export needs a net in eval mode that is not optimised')
+    if calibration is not None and form == 'torch.export':
+        raise BvtamError('8-bit integers are for .onnx and .xml; leave out the calibration')
+    write = {'onnx': _write_onnx, 'openvino': _write_openvino, 'torch.export': _write_archive}[form]
+    with _quiet():
+        write(_program(model), path, json.dumps(_config(model)), calibration)
+    return path
+
+
+def calibration_clips(data: str, clip: ClipConfig, count: int = 100) -> Iterator[Tensor]:
+    """Normalised clips (1, C, T, S, S) to calibrate with, evenly from all videos of `data`.
+
+    Args:
+        data: 'motion', or what `find_videos` takes: a file, a folder, a glob.
+
+    Raises:
+        BvtamError, FileNotFoundError: no video, or one that cannot be read.
+    """
+    if data == 'motion':
+        clips = MotionClips(clip.num_frames, clip.crop_size, family='all', length=count)
+        for i in range(count):
+            yield normalize(clips[i]['clip'][None], clip)
+        return
+    videos = find_videos([data])
+    step = max(1, len(videos) // count)
+    for video in videos[::step][:count]:
+        reader = open_video(video)
+        (indices,) = clip_indices(
+            reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
+        )
+        yield to_clip(reader.read(indices), replace(clip, num_crops=1))
+
+
+class RuntimeNet(nn.Module):
+    """An exported net as a function from clips (B, C, T, H, W) to logits; `predict` takes it.
+
+    Args:
+        path: `.onnx` or `.xml`, written by `export`.
+        threads: of the runtime; by default those of torch.
+
+    Raises:
+        BvtamError: another file, or the runtime is not installed.
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+        super().__init__()
+        path = Path(path)
+        form = SUFFIXES.get(path.suffix)
+        if form not in RUNTIMES:
+            raise BvtamError(f'{path}: give a file that `bvtam export` wrote, .onnx or .xml')
+        if not path.is_file():
+            raise FileNotFoundError(
+                f'{path}: no such file; `bvtam export NAME {path.name}` makes it'
+            )
+        threads = threads or torch.get_num_threads()
+        try:
+            load = {'onnx': _load_onnx, 'openvino': _load_openvino}[form]
+            self._run, told = load(path, threads)
+            config = json.loads(told)
+        except BvtamError:
+            raise
+        except Exception as error:  # each runtime has its own kinds
+            raise BvtamError(f'{path} is damaged, or not from `bvtam export`: {error}') from None
+        self.model_name, self.num_classes = config['architecture'], config['num_classes']
+        self.label_names, self.input_kind = config['label_names'], config['input_kind']
+        clip = config['clip']
+        self.clip_config = ClipConfig.from_dict(clip) if clip else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self._run(x.float().contiguous().numpy()))
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise BvtamError(
+            f"{name.partition('.')[0]} is not installed ({error}): pip install 'bvtam[export]'"
+        ) from None
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    return {
+        'architecture': model.model_name,
+        'num_classes': model.num_classes,
+        'label_names': model.label_names,
+        'input_kind': model.input_kind,
+        'clip': model.clip_config.to_dict() if model.clip_config else None,
+    }
+
+
+@contextmanager
+def _quiet():
+    """Exporters tell what they do, and of their own deprecations, on every channel."""
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'nncf', 'onnxscript')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _program(model: nn.Module) -> torch.export.ExportedProgram:
+    """The net with all axes but the channels free."""
+    weight = next(model.parameters())
+    batch, frames, height, width = _EXAMPLE
+    shape = (batch, model.in_chans, frames, height, width)
+    if model.input_kind == 'image':
+        shape = (*shape[:2], *shape[3:])
+    clip = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+    dims = {axis: torch.export.Dim.AUTO for axis in range(clip.ndim) if axis != 1}
+    with torch.no_grad():
+        return torch.export.export(model, (clip,), dynamic_shapes=(dims,))
+
+
+def _write_archive(program: Any, path: Path, config: str, calibration: None) -> None:
+    with atomic_file(path) as new:
+        torch.export.save(program, new, extra_files={_KEY: config})
+
+
+def _onnx_model(program: Any, config: str, calibration: Iterable[Tensor] | None) -> Any:
+    onnx = _library('onnx')
+    _library('onnxscript')
+    exported = torch.onnx.export(
+        program, dynamo=True, input_names=['clip'], output_names=['logits'], verbose=False
+    )
+    model = exported.model_proto
+    if calibration is not None:
+        model = _quantized(model, calibration, lambda clip: {'clip': clip})
+    onnx.helper.set_model_props(model, {_KEY: config})
+    return model
+
+
+def _write_onnx(
+    program: Any, path: Path, config: str, calibration: Iterable[Tensor] | None
+) -> None:
+    model = _onnx_model(program, config, calibration)
+    with atomic_file(path) as new:
+        new.write_bytes(model.SerializeToString())
+
+
+def _write_openvino(
+    program: Any, path: Path, config: str, calibration: Iterable[Tensor] | None
+) -> None:
+    openvino = _library('openvino')
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / 'net.onnx'
+        _write_onnx(program, source, config, None)
+        model = openvino.convert_model(source)
+        if calibration is not None:
+            model = _quantized(model, calibration, lambda clip: clip)
+        model.set_rt_info(config, [_KEY])
+        with atomic_file(path.with_suffix('.bin')) as weights, atomic_file(path) as graph:
+            openvino.save_model(model, Path(folder) / 'net.xml', compress_to_fp16=False)
+            weights.write_bytes((Path(folder) / 'net.bin').read_bytes())
+            graph.write_bytes((Path(folder) / 'net.xml').read_bytes())
+
+
+def _quantized(model: Any, clips: Iterable[Tensor], as_input: Callable[[Any], Any]) -> Any:
+    nncf = _library('nncf')
+    arrays = [clip.float().numpy() for clip in clips]
+    if not arrays:
+        raise BvtamError('no clips to calibrate with: give some real ones')
+    data = nncf.Dataset([as_input(array) for array in arrays])
+    return nncf.quantize(model, data, subset_size=len(arrays), preset=nncf.QuantizationPreset.MIXED)
+
+
+def _load_onnx(path: Path, threads: int) -> tuple[Callable, str]:
+    runtime = _library('onnxruntime')
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    config = session.get_modelmeta().custom_metadata_map[_KEY]
+    return lambda clip: session.run(None, {'clip': clip})[0], config
+
+
+def _load_openvino(path: Path, threads: int) -> tuple[Callable, str]:
+    openvino = _library('openvino')
+    core = openvino.Core()
+    model = core.read_model(path)
+    config = model.get_rt_info([_KEY]).astype(str)
+    options = {'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': 'f32'}
+    compiled = core.compile_model(model, 'CPU', options)
+    return lambda clip: compiled(clip)[0].copy(), config
