@@ -20,6 +20,7 @@ def __getattr__(name: str):
     from importlib import import_module
 
     rooms = {
+        'bench': 'inference.bench',
         'convert': 'hub.convert',
         'create_model': 'factory',
         'evaluate': 'engine.evaluate',
@@ -55,6 +56,7 @@ def __getattr__(name: str):
 __all__ = [
     'BvtamError',
     'ClipConfig',
+    'bench',
     'convert',
     'create_model',
     'evaluate',

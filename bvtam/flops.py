@@ -73,6 +73,14 @@ def count(model: nn.Module, num_frames: int = 1, size: int = 224) -> dict[str, i
     }
 
 
+def count_any(model: nn.Module, x: torch.Tensor) -> int:
+    """Multiply-accumulates of convolutions and matrix products of any net, by fvcore's own handles."""
+    analysis = FlopCountAnalysis(model, x)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    ops = analysis.by_operator()
+    return int(sum(ops[name] for name in ('conv', 'linear', 'addmm', 'bmm', 'matmul', 'einsum')))
+
+
 def flops(
     name: str,
     num_frames: int | None = None,

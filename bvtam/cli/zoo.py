@@ -10,7 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import BvtamError
-from .shared import Json, app, figures, print_facts, print_json, progress, table
+from .shared import (
+    Json,
+    Precision,
+    app,
+    bar,
+    figures,
+    print_facts,
+    print_json,
+    progress,
+    table,
+)
 
 
 @app.command('list')
@@ -136,6 +146,48 @@ def export(
         clips = progress(calibration_clips(int8, net.clip_config, count), count)
     path = run(net, out, clips)
     print_facts({'file': str(path), 'bytes': path.stat().st_size, 'int8': bool(int8)}, as_json)
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar='NAME', help='Networks, or wildcards.')
+    ] = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Networks of other libraries: a name, all (that are installed), or none.'
+        ),
+    ] = None,
+    precision: Precision = 'fp32',
+    batch: Annotated[list[int] | None, typer.Option(min=1, help='Clips at a time.')] = None,
+    rounds: Annotated[int, typer.Option(min=1, help='Turns that each network takes.')] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help='Folder for bench.json, bench.md and bench.png.')
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time networks on this machine, beside those of other libraries that are installed."""
+    from ..factory import list_models
+    from ..inference import bench as room
+
+    names = [n for name in names or ['bvtam_r50_8x2'] for n in list_models(name) or [name]]
+    chosen = {('all',): None, ('none',): []}.get(tuple(peers or ['all']), peers)
+    with bar('batch sizes') as show:
+        result = room.bench(
+            names,
+            chosen,
+            precision=precision,
+            batch_sizes=batch or [1],
+            rounds=rounds,
+            progress=show,
+        )
+    if out is not None:
+        room.save(result, out)
+    if as_json:
+        print_json(result)
+    else:
+        print(room.markdown(result))
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
