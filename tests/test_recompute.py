@@ -3,12 +3,13 @@
 import copy
 
 import pytest
+import textbook
 import torch
 from kept import kept_bytes
 from torch import nn
 
 import bvtam
-from bvtam.layers import recompute
+from bvtam.layers import derived, recompute
 
 
 def plain(monkeypatch):
@@ -16,14 +17,20 @@ def plain(monkeypatch):
     monkeypatch.setattr(recompute, '_usual', lambda x, *modules: False)
 
 
-@pytest.mark.parametrize('options', [{}, {'temporal': 'tsm'}, {'temporal_range': 5}])
-def test_training_equals_the_plain_modules(monkeypatch, options):
+@pytest.mark.parametrize('cheap', [False, True])
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'temporal': 'tsm'}, {'temporal_range': 5}, {'temporal': 'none'}, {'causal': True}],
+    ids=str,
+)
+def test_training_equals_the_plain_modules(monkeypatch, options, cheap):
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=4, drop_rate=0.0, **options).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
     other = copy.deepcopy(model)
+    model.set_cheap_recompute(cheap)
     x = torch.randn(2, 3, 6, 48, 40, dtype=torch.float64)
     target = torch.tensor([0, 3])
     loss = nn.functional.cross_entropy(model(x), target)
@@ -44,6 +51,39 @@ def test_less_is_kept(monkeypatch):
     lean = kept_bytes(model, x)
     plain(monkeypatch)
     assert lean < 0.85 * kept_bytes(model, x)
+
+
+def test_cheap_recompute_keeps_far_less():
+    """Against the textbook form: 0.76 becomes less than 0.55, with stages recomputed less than 0.3."""
+    x = torch.randn(1, 3, 16, 64, 64)
+    book = kept_bytes(textbook.BLVNet(50, 16).train(), x)
+    model = bvtam.create_model('bvtam_r50_8x2').train()
+    assert kept_bytes(model, x) < 0.8 * book
+    model.set_cheap_recompute()
+    assert kept_bytes(model, x) < 0.55 * book
+    model.set_grad_checkpointing()
+    assert kept_bytes(model, x) < 0.3 * book
+
+
+def test_cheap_recompute_beside_all_else():
+    """Frozen norms, stochastic depth, a second backward pass, intermediate features, nothing kept on."""
+    model = bvtam.create_model('bvtam_tiny_8x2', drop_path_rate=0.3, drop_rate=0.0).train()
+    model.layer1.fusion.bn1.eval()
+    other = copy.deepcopy(model)
+    other.set_cheap_recompute()
+    x = torch.randn(2, 3, 4, 64, 64)
+    for net in (model, other):
+        torch.manual_seed(0)
+        features, several = net.forward_intermediates(x)
+        loss = features.square().mean() + sum(f.mean() for f in several)
+        loss.backward(retain_graph=True)
+        loss.backward()
+    for (name, a), b in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b[1].grad, rtol=1e-4, atol=1e-5, msg=name)
+    with torch.no_grad():
+        other(x)
+    assert not derived.active()
 
 
 def test_hooks_are_called_in_training():

@@ -131,6 +131,9 @@ class Run:
     checkpointing: bool = _setting(
         False, 'recompute each stage in the backward pass, for less memory'
     )
+    cheap_recompute: bool = _setting(
+        False, 'recompute in the backward pass what costs no convolution, for less memory'
+    )
     sync_bn: bool = _setting(False, 'batch statistics over all processes')
     seed: int = _setting(0, 'of every random draw')
     eval_every: int = _setting(1, 'epochs between two evaluations; the last is always evaluated', least=1)  # fmt: skip

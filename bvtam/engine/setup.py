@@ -68,6 +68,10 @@ def build_net(recipe: Recipe, label_names: list[str] | None, num_classes: int) -
     if recipe.run.channels_last:
         net.to(memory_format=torch.channels_last)
     net.set_grad_checkpointing(recipe.run.checkpointing)
+    if recipe.run.cheap_recompute:
+        if not hasattr(net, 'set_cheap_recompute'):
+            raise BvtamError(f'run.cheap_recompute is for bLVNet and bLNet, and {arch} is neither')
+        net.set_cheap_recompute()
     if recipe.run.sync_bn:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     return net

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from . import derived
 from .temporal import TAM, TamFunction
 
 _aten = torch.ops.aten
@@ -30,10 +31,14 @@ def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, stats: tuple) -> tuple[T
     return y.relu_(), mean, invstd
 
 
-def _norm_relu_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps):
-    """What `_norm_relu` gave, by the same kernel from the kept batch statistics."""
+def _norm_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps):
+    """What a batch norm gave, by the same kernel from the kept batch statistics."""
     var = invstd.double().pow(-2).sub(eps).to(invstd.dtype)
-    return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0].relu_()
+    return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+
+
+def _norm_relu_again(*args):
+    return _norm_again(*args).relu_()
 
 
 def _norm_relu_backward(grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, kept: tuple):
@@ -116,8 +121,71 @@ def _stats(norm: nn.BatchNorm2d) -> tuple:
     return norm.running_mean, norm.running_var, norm.momentum, norm.eps
 
 
+def norm_sum_relu(
+    x: Tensor,
+    norm: nn.Module,
+    other: Tensor | None = None,
+    relu: bool = True,
+    other_norm: nn.Module | None = None,
+) -> Tensor:
+    """`relu(norm(x) + other_norm(other))`, as far as these are there; no batch norm gives x itself.
+
+    Where recipes are kept (`layers/derived.py`), the result has one.
+    """
+    norms = [n for n in (norm, other_norm) if n is not None]
+    if not (derived.active() and all(_usual(x, n) for n in norms)):
+        y = norm(x)
+        if other is not None:
+            y += other if other_norm is None else other_norm(other)
+        return F.relu(y, inplace=True) if relu else y
+    y, again = _normed(x, norm)
+    sources = [x]
+    if other is not None:
+        sources.append(other)
+        other_again = None
+        if other_norm is not None:
+            other, other_again = _normed(other, other_norm)
+        y += other
+
+    def make(x: Tensor, other: Tensor | None = None) -> tuple[Tensor]:
+        y = again(x)
+        if other is not None:
+            y += other_again(other) if other_again else other
+        return (y.relu_() if relu else y,)
+
+    derived.derive(make, *sources, of=(y,))
+    return F.relu(y, inplace=True) if relu else y
+
+
+def _normed(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Batch norm, and what gives it again from x."""
+    running_mean, running_var, momentum, eps = _stats(norm)
+    weight, bias = norm.weight, norm.bias
+    y, mean, invstd = torch.native_batch_norm(
+        x, weight, bias, running_mean, running_var, True, momentum, eps
+    )
+    return y, lambda x: _norm_again(x, weight, bias, mean, invstd, eps)
+
+
+def pool(x: Tensor, module: nn.Module) -> Tensor:
+    """`module(x)` of a pooling module; its result has a recipe where these are kept."""
+    y = module(x)
+    if y is not x:
+        derived.derive(lambda x: (module(x),), x, of=(y,))
+    return y
+
+
+def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour interpolation to `size`; with a recipe as of `pool`."""
+    y = F.interpolate(x, size=size, mode='nearest')
+    derived.derive(lambda x: (F.interpolate(x, size=size, mode='nearest'),), x, of=(y,))
+    return y
+
+
 def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     """`conv(relu(norm(x)))` of a batch norm and a convolution without bias, groups or dilation."""
+    if derived.active():
+        return conv(norm_sum_relu(x, norm))
     if type(conv) is nn.Conv2d and conv.bias is None and _usual(x, norm, conv):
         kernel = conv.weight.to(x.dtype)  # under autocast
         return NormReluConv.apply(
@@ -128,11 +196,11 @@ def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
 
 def norm_relu_split(x: Tensor, norm: nn.Module, temporal: nn.Module | None, num_pairs: int):
     """(even, odd) = `temporal.split(relu(norm(x)))`; without an operator both are relu(norm(x))."""
-    if type(temporal) is TAM and _usual(x, norm):
+    if type(temporal) is TAM and _usual(x, norm) and not derived.active():
         weight = temporal.weight.to(x.dtype)
         call = num_pairs, 'split', temporal.causal
         return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, *call)
-    x = F.relu(norm(x), inplace=True)
+    x = norm_sum_relu(x, norm)
     return (x, x) if temporal is None else temporal.split(x, num_pairs)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import BvtamError
+from . import derived
 
 TEMPORAL = ('tam', 'tsm', 'none')
 
@@ -129,6 +130,8 @@ class TamFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         x, weight, *ctx.call = inputs
+        call = ctx.call
+        derived.derive(lambda x: TamFunction.forward(x, weight, *call), x, of=output)
         ctx.save_for_backward(x, weight, *output)
 
     @staticmethod

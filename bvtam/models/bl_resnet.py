@@ -20,7 +20,15 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import BvtamError
-from ..layers.recompute import checkpoint, norm_relu_conv, norm_relu_split
+from ..layers.derived import derived_kept_as_recipes
+from ..layers.recompute import (
+    checkpoint,
+    enlarge,
+    norm_relu_conv,
+    norm_relu_split,
+    norm_sum_relu,
+    pool,
+)
 from ..layers.temporal import clips, stack_tam_weights
 from ._build import build, default_cfg
 
@@ -74,13 +82,16 @@ class Bottleneck(nn.Module):
         """The block of the input and of what its temporal operator made of it."""
         shortcut = x if self.shortcut is None else mixed
         x = norm_relu_conv(self.conv1(mixed), self.bn1, self.conv2)
-        x = self.bn3(norm_relu_conv(x, self.bn2, self.conv3))
-        if self.drop_path is not None:  # a clip is dropped whole
-            x = self.drop_path(clips(x, num_pairs)).flatten(0, 1)
-        shortcut = self.pool(shortcut)
+        x = norm_relu_conv(x, self.bn2, self.conv3)
+        shortcut = pool(shortcut, self.pool)
+        norm = None
         if self.shortcut is not None:
-            shortcut = self.shortcut(shortcut)
-        x += shortcut
+            conv, norm = self.shortcut
+            shortcut = conv(shortcut)
+        if self.drop_path is None:
+            return norm_sum_relu(x, self.bn3, shortcut, self.last_act, norm)
+        x = self.drop_path(clips(self.bn3(x), num_pairs)).flatten(0, 1)  # a clip is dropped whole
+        x += shortcut if norm is None else norm(shortcut)
         return F.relu(x, inplace=True) if self.last_act else x
 
 
@@ -120,10 +131,9 @@ class Stem(nn.Module):
     def branches(self, little: Tensor, big: Tensor) -> Tensor:
         """What follows the temporal operator."""
         x = norm_relu_conv(self.little_conv1(little), self.little_bn1, self.little_conv2)
-        x = self.little_bn3(norm_relu_conv(x, self.little_bn2, self.little_conv3))
-        x += self.big_bn(self.big_conv(big))
-        x = self.fuse_bn(self.fuse_conv(F.relu(x, inplace=True)))
-        return F.relu(x, inplace=True)
+        x = norm_relu_conv(x, self.little_bn2, self.little_conv3)
+        x = norm_sum_relu(x, self.little_bn3, self.big_conv(big), other_norm=self.big_bn)
+        return norm_sum_relu(self.fuse_conv(x), self.fuse_bn)
 
 
 class BLModule(nn.Module):
@@ -164,9 +174,10 @@ class BLModule(nn.Module):
 
     def branches(self, little: Tensor, big: Tensor, num_pairs: int = 1) -> Tensor:
         """What follows the temporal operator."""
-        x = self.little_out(self.little(little, num_pairs))
-        x += F.interpolate(self.big(big, num_pairs), size=x.shape[-2:], mode='nearest')
-        return self.fusion(F.relu(x, inplace=True), num_pairs)
+        conv, norm = self.little_out
+        x = conv(self.little(little, num_pairs))
+        big = enlarge(self.big(big, num_pairs), x.shape[-2:])
+        return self.fusion(norm_sum_relu(x, norm, big), num_pairs)
 
 
 def _check_pool(num_classes: int, global_pool: str) -> None:
@@ -220,7 +231,7 @@ class BLResNet(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
-        self.grad_checkpointing = False
+        self.grad_checkpointing = self.cheap_recompute = False
         rates = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)
         self.stem = Stem(in_chans, width, alpha, self._temporal(width))
         self.feature_info = [{'num_chs': width, 'reduction': 4, 'module': 'stem'}]
@@ -286,6 +297,11 @@ class BLResNet(nn.Module):
         """Recompute each stage in the backward pass instead of keeping what it computed."""
         self.grad_checkpointing = enable
 
+    @torch.jit.ignore
+    def set_cheap_recompute(self, enable: bool = True) -> None:
+        """Recompute what costs no convolution in the backward pass (`layers/derived.py`)."""
+        self.cheap_recompute = enable
+
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
         return 'fc' if name_only else self.fc
 
@@ -317,6 +333,9 @@ class BLResNet(nn.Module):
     def _run(self, stage: nn.Module, x: Tensor, num_pairs: int) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(stage, x, num_pairs)
+        if self.cheap_recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with derived_kept_as_recipes():
+                return stage(x, num_pairs)
         return stage(x, num_pairs)
 
     def forward_features(self, x: Tensor) -> Tensor:
