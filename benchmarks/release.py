@@ -24,7 +24,7 @@ TABLE = ROOT / 'bvtam/hub/published.json'
 
 def metric(net, name, count, videos):
     """One line of the card; its command repeats it."""
-    found = evaluate_motion(net, count, 1, videos=videos)
+    found = evaluate_motion(bvtam.optimize(net), count, 1, videos=videos)
     families = ', '.join(f'{k} {v["top1"]:.1f}' for k, v in found['families'].items())
     what = 'by way of H.264 files, 320x240 at 10 fps' if videos else 'rendered'
     return {
@@ -44,7 +44,7 @@ def main():
     options = parser.parse_args()
     name, entry = options.name, entries()[options.name]
     trained = bvtam.create_model(model_source(options.run), pretrained=True)
-    net = bvtam.create_model(entry.arch, num_classes=trained.num_classes, **trained._model_args)
+    net = bvtam.create_model(entry.arch, **trained._model_args)
     net.load_state_dict(trained.state_dict())
     net.clip_config = ClipConfig.from_dict(net.clip_config.to_dict() | entry.clip)
     net.label_names = trained.label_names

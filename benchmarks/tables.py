@@ -1,6 +1,7 @@
-"""Writes the generated parts of README.md: the model table, and the results of benchmarks/models.py.
+"""Writes the generated parts of README.md: the model tables, and the results of two benchmarks.
 
 python benchmarks/models.py --json > benchmarks/results/models.json
+bvtam bench 'bvtam_*_8x2' tsm_resnet50_f8 --out benchmarks/results
 python benchmarks/tables.py
 """
 
@@ -12,6 +13,7 @@ import bvtam
 from bvtam.flops import flops
 from bvtam.hub.cards import published_model, write_folder
 from bvtam.hub.table import entries
+from bvtam.inference import bench
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,18 +35,28 @@ def model_table():
 
 def benchmark_table():
     result = json.loads((ROOT / 'benchmarks/results/models.json').read_text())
-    lines = ['| batch | | time | peak memory | bytes kept for backward |', '|---|---|---|---|---|']
+    lines = [
+        '| batch | | form | time | peak memory | bytes kept for backward | of the fp32 matrix product |',
+        '|---|---|---|---|---|---|---|',
+    ]
     for row in result['rows']:
+        if row['form'] == 'textbook':
+            continue
         kept = f'{row["kept_bytes_ratio"]:.2f}' if 'kept_bytes_ratio' in row else ''
+        share = f'{row["share_of_matmul"]:.0%}' if 'share_of_matmul' in row else ''
         lines.append(
-            f'| {row["batch"]} | {row["what"]} | {row["time_ratio"]:.2f} '
-            f'| {row["peak_memory_ratio"]:.2f} | {kept} |'
+            f'| {row["batch"]} | {row["what"]} | {row["form"]} | {row["time_ratio"]:.2f} '
+            f'| {row["peak_memory_ratio"]:.2f} | {kept} | {share} |'
         )
     setting = (
-        f'{result["cores"]} CPU cores, torch {result["torch"]}, fp32, {result["size"]} px, 16 frames; '
+        f'{result["cores"]} CPU cores, torch {result["torch"]}, {result["size"]} px, 16 frames; '
         '`python benchmarks/models.py`.'
     )
     return '\n'.join([*lines, '', setting])
+
+
+def peers_table():
+    return bench.markdown(json.loads((ROOT / 'benchmarks/results/bench.json').read_text()))
 
 
 def weights_table():
@@ -79,7 +91,12 @@ def recount():
     entries.cache_clear()
 
 
-PARTS = {'weights': weights_table, 'models': model_table, 'benchmark': benchmark_table}
+PARTS = {
+    'weights': weights_table,
+    'models': model_table,
+    'benchmark': benchmark_table,
+    'peers': peers_table,
+}
 
 
 def replace(text, part, content):

@@ -60,7 +60,10 @@ def test_list(capfd):
     code, out, _ = run(capfd, 'list', 'bvtam_r50*', '--pretrained', '--json')
     rows = json.loads(out)
     assert code == 0 and [r['name'] for r in rows] == bvtam.list_pretrained('bvtam_r50*')
-    assert {r['from'] for r in rows} == {'convert by hand'} and rows[0]['top1'] == 46.4
+    assert {r['name'].partition('.')[2]: r['from'] for r in rows} == {
+        'motion': 'here', 'ssv1_ibm': 'convert by hand', 'ssv2_ibm': 'convert by hand'
+    }  # fmt: skip
+    assert rows[1]['top1'] == 46.4
     code, out, _ = run(capfd, 'list', 'tsm*', '--pretrained')
     assert code == 0 and 'download' in out and '74.1' in out and 'mit-han-lab' in out
 
@@ -79,6 +82,7 @@ def test_info(capfd, net):
     code, out, _ = run(capfd, 'info', 'bvtam_r50_8x2.ssv1_ibm', '--json')
     facts = json.loads(out)
     assert facts['weights'] == {
+        'bvtam_r50_8x2.motion': 'here',
         'bvtam_r50_8x2.ssv1_ibm': 'convert by hand',
         'bvtam_r50_8x2.ssv2_ibm': 'convert by hand',
     }
@@ -131,7 +135,7 @@ def test_bad_videos(capfd, net, tmp_path, form):
         (['info', 'bvtam_r50_8x'], 1, 'did you mean bvtam_r50_8x2'),
         (['info', 'owner/repo'], 1, 'hf-hub:owner/repo'),
         (['predict', SAMPLE, '--model', 'local-dir:nowhere'], 1, 'nowhere'),
-        (['predict', SAMPLE], 1, 'bvtam convert'),
+        (['predict', SAMPLE, '--model', 'bvtam_r101_8x2'], 1, 'bvtam convert'),
         (['flops', 'bvtam_tiny_8x2', '--frames', '5'], 1, 'T=5'),
         (['flops', 'blresnet5'], 1, 'blresnet50'),
         (['convert', 'nowhere.pth'], 1, 'nowhere.pth'),
@@ -174,7 +178,7 @@ def test_convert_then_predict_in_fresh_processes(tmp_path, video):
     done = bvtam_command('convert', tmp_path / 'file.pth', '--json')
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)['architecture'] == 'bvtam_tiny_8x2'
-    done = bvtam_command('predict', video, '--model', 'bvtam_tiny_8x2', '--json')
+    done = bvtam_command('predict', video, '--model', 'bvtam_tiny_8x2.converted', '--json')
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)[0]['top']) == 4
 

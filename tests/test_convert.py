@@ -12,6 +12,7 @@ import torch
 
 import bvtam
 from bvtam.errors import BvtamError
+from bvtam.hub import store
 
 
 def randomize(net, seed=0):
@@ -73,13 +74,17 @@ def tiny_file(tmp_path_factory):
     return release_file(net, tmp_path_factory.mktemp('release') / 'tiny-f8x2.pth')
 
 
-def test_a_name_finds_what_was_converted(tiny_file, tmp_path):
+def test_a_name_finds_what_was_converted(tiny_file, tmp_path, monkeypatch):
     labels = tmp_path / 'labels.txt'
     labels.write_text('\n'.join('abcdef') + '\n')
     folder = bvtam.convert(tiny_file, name='bvtam_tiny_8x2.mine', labels=labels)
-    assert bvtam.list_pretrained('bvtam_tiny*') == ['bvtam_tiny_8x2.mine']
+    assert bvtam.list_pretrained('bvtam_tiny*') == ['bvtam_tiny_8x2.motion', 'bvtam_tiny_8x2.mine']
     assert bvtam.list_pretrained('*.mine') == ['bvtam_tiny_8x2.mine']
     assert bvtam.list_pretrained('swin*') == []
+    # the bare name is that of the weights that ship, where there are some
+    assert bvtam.create_model('bvtam_tiny_8x2', pretrained=True).num_classes == 28
+    others = store.roots()[:-1]
+    monkeypatch.setattr(store, 'roots', lambda: others)
     for create, name in (
         (bvtam.create_model, 'bvtam_tiny_8x2.mine'),
         (bvtam.create_model, 'bvtam_tiny_8x2'),

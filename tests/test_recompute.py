@@ -1,6 +1,7 @@
 """What is recomputed in the backward pass instead of kept changes no number, and does save memory."""
 
 import copy
+import gc
 
 import pytest
 import textbook
@@ -63,6 +64,19 @@ def test_cheap_recompute_keeps_far_less():
     assert kept_bytes(model, x) < 0.55 * book
     model.set_grad_checkpointing()
     assert kept_bytes(model, x) < 0.3 * book
+
+
+def test_recipes_go_with_the_graph():
+    model = bvtam.create_model('bvtam_tiny_8x2').train()
+    model.set_cheap_recompute()
+    gc.collect()
+    gc.disable()
+    try:
+        model(torch.randn(2, 3, 4, 32, 32)).sum().backward()
+        model(torch.randn(2, 3, 4, 32, 32))
+        assert not [o for o in gc.get_objects() if type(o) is derived._Made]
+    finally:
+        gc.enable()
 
 
 def test_cheap_recompute_beside_all_else():

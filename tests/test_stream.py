@@ -280,7 +280,8 @@ def test_the_command(capfd, tmp_path):
         return run(capfd, 'predict', *args, '--model', f'local-dir:{folder}')
 
     code, out, err = predict(SAMPLE, '--stream', '--json', '--topk', 2, '--last', 4)
-    want = list(predict_stream(bvtam.create_model(f'local-dir:{folder}', pretrained=True).eval(),
+    loaded = bvtam.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    want = list(predict_stream(bvtam.optimize(loaded),
                                SAMPLE, topk=2, last=4))  # fmt: skip
     assert code == 0 and json.loads(out) == want and not err
     code, out, _ = predict(SAMPLE, '--stream')

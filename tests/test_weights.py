@@ -14,11 +14,14 @@ import timm
 import torch
 
 import bvtam
+from bvtam.data.motion import MotionClips
+from bvtam.engine.motion import evaluate_motion
 from bvtam.errors import BvtamError
 from bvtam.hub import cards, download, store, table
 from bvtam.hub.push import push_folder
 
 ROOT = Path(__file__).parents[1]
+SAMPLE = Path(bvtam.__file__).parent / 'assets' / 'sample.mp4'
 NAME = 'bvtam_r50_8x2.ssv1_ibm'
 
 
@@ -95,7 +98,7 @@ def test_web_pages_are_explained():
         assert 'https://ibm.box.com/v/st2stv1-bLVNet-TAM-50-f8x2' in text
         assert f'bvtam convert st2stv1-bLVNet-TAM-50-f8x2.pth --name {NAME}' in text
     with pytest.raises(
-        BvtamError, match=r'known are bvtam_r50_8x2.ssv1_ibm, bvtam_r50_8x2.ssv2_ibm'
+        BvtamError, match=r'known are bvtam_r50_8x2.motion, bvtam_r50_8x2.ssv1_ibm, '
     ):
         bvtam.create_model('bvtam_r50_8x2.nothing', pretrained=True)
 
@@ -344,3 +347,51 @@ def test_a_shared_file_that_is_not_there_or_not_beside(shared):
     weights.write_bytes(weights.read_bytes()[:-1] + b'x')
     with pytest.raises(BvtamError, match='has SHA-256'):
         bvtam.create_model('bvtam_r50_16x2.own', pretrained=True)
+
+
+SHIPPED = [name for name, entry in table.entries().items() if entry.ships]
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_weights_that_ship(name):
+    """They are whole, the default of their architecture, and give the logits that they came with."""
+    arch, _, tag = name.partition('.')
+    assert tag == 'motion' and bvtam.verify(name)['golden_error'] < 1e-4
+    folder = store.find(arch)
+    assert folder == store.find(arch, tag)
+    assert folder.parent == store.roots()[-1]
+    net = bvtam.create_model(arch, pretrained=True)
+    entry = table.entries()[name]
+    assert net.label_names == MotionClips(family='all').label_names
+    assert net.clip_config.num_frames == 2 * int(arch.split('_')[-1].removesuffix('x2'))
+    for metric in entry.metrics:
+        assert metric['command'].startswith(f'bvtam eval {name} --data motion')
+
+
+def test_without_network_the_default_is_a_feature_extractor(monkeypatch):
+    monkeypatch.setattr('socket.socket.connect', lambda *_: pytest.fail('no network'))
+    net = bvtam.create_model(pretrained=True, num_classes=0).eval()
+    with torch.no_grad():
+        assert net(torch.randn(1, 3, 16, 64, 64)).shape == (1, 2048)
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_weights_that_ship_know_motion(name):
+    result = evaluate_motion(
+        bvtam.create_model(name, pretrained=True).eval(), 56, seed=2, workers=0
+    )
+    published = table.entries()[name].metrics[0]['top1']
+    assert result['top1'] > published - 15  # of 56 clips: three standard deviations
+
+
+def test_the_sample_clip_is_named(monkeypatch):
+    net = bvtam.create_model(pretrained=True).eval()
+    assert bvtam.predict(net, SAMPLE)['top'][0]['label'] == 'right'
+
+
+def test_an_installation_without_its_weights_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, 'roots', lambda: [tmp_path])
+    with pytest.raises(
+        BvtamError, match='bvtam_r50_8x2.motion are missing in .*: install bvtam again'
+    ):
+        bvtam.create_model(pretrained=True)

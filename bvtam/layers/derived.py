@@ -32,11 +32,13 @@ class _Made:
 
     def get(self) -> tuple[Tensor, ...]:
         for made, tensors in self.recent:
-            if made is self:
+            if made() is self:
                 return tensors
         with torch.no_grad():
             tensors = self.make(*map(_value, self.sources))
-        self.recent.append((self, tensors))
+        self.recent.append(
+            (weakref.ref(self), tensors)
+        )  # a ring of references would outlive the graph
         return tensors
 
 
@@ -66,7 +68,8 @@ def derived_kept_as_recipes() -> Iterator[None]:
     book = _Book()
 
     def pack(tensor: Tensor) -> Tensor | tuple[_Made, int]:
-        return book.find(tensor) or tensor
+        # Not the tensor itself: it may be a node's own result, and would hold the node for good.
+        return book.find(tensor) or tensor.detach()
 
     before = getattr(_active, 'book', None)
     _active.book = book

@@ -129,8 +129,8 @@ class TamFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, weight, *ctx.call = inputs
-        call = ctx.call
+        x, weight, *call = inputs
+        ctx.call = call
         derived.derive(lambda x: TamFunction.forward(x, weight, *call), x, of=output)
         ctx.save_for_backward(x, weight, *output)
 
