@@ -96,6 +96,12 @@ def test_what_cannot_be_exported(tmp_path, capfd):
         RuntimeNet(tmp_path / 'net.onnx')
     code, _, err = run(capfd, 'predict', SAMPLE, '--runtime', 'onnx')
     assert code == 2 and '--runtime onnx needs --model FILE.onnx' in ' '.join(err.split())
+    out = tmp_path / 'out'
+    for args in (['--evidence', out], ['--stream']):
+        code, _, err = run(capfd, 'predict', SAMPLE, '--model', 'net.onnx', *args)
+        assert code == 1 and 'net.onnx gives scores alone' in err
+    code, _, err = run(capfd, 'extract', SAMPLE, '--model', 'net.onnx', '--out', out)
+    assert code == 1 and 'net.onnx gives scores alone' in err and not out.exists()
 
 
 @pytest.mark.parametrize('suffix', ['.onnx', '.xml'])

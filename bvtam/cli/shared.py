@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..errors import one_line
+from ..errors import BvtamError, one_line
 
 app = typer.Typer(
     name='bvtam',
@@ -61,12 +61,15 @@ def check_given(
         raise typer.BadParameter(f'--{option} is {"not for" if chosen else "for"} {what}')
 
 
-def load_net(model: str, precision: str = 'fp32') -> Any:
+def load_net(model: str, precision: str = 'fp32', inside: bool = False) -> Any:
     """The net in eval mode, on this process's accelerator if there is one, optimised.
 
-    A file that `export` wrote is run by its own runtime.
+    A file that `export` wrote is run by its own runtime, which gives scores alone; `inside` says that
+    more is needed.
     """
     if model.endswith(('.onnx', '.xml')):
+        if inside:
+            raise BvtamError(f'{model} gives scores alone: name the network that it was made of')
         from ..inference.export import RuntimeNet
 
         if precision != 'fp32':

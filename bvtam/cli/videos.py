@@ -127,7 +127,12 @@ def predict(
         from ..inference.stream import predict_stream
 
         answers = predict_stream(
-            load_net(model, precision), videos[0], topk, fps=fps, last=last, time_limit=time_limit
+            load_net(model, precision, inside=True),
+            videos[0],
+            topk,
+            fps=fps,
+            last=last,
+            time_limit=time_limit,
         )
         _show_answers(answers, as_json)
         return
@@ -157,7 +162,7 @@ def predict(
     results = []
     with bar('videos' if every is None else 'windows') as show:
         options['progress'] = show
-        net = load_net(model, precision)
+        net = load_net(model, precision, inside=evidence is not None)
         if every is None:
             found = predict_many(net, readers, topk, **options)
         else:
@@ -199,7 +204,7 @@ def demo(
     """Open a page to drop or record a video on: what it shows, when, and where the evidence is."""
     from ..inference.demo import build
 
-    page = build(load_net(model))
+    page = build(load_net(model, inside=True))
     options = {'server_port': port, 'share': share, 'show_error': True, 'quiet': True}
     try:
         page.launch(**options, prevent_thread_lock=True)
@@ -317,7 +322,7 @@ def extract(
 
     with bar('videos') as show:
         result = run(
-            load_net(model, precision),
+            load_net(model, precision, inside=True),
             sources,
             out,
             what=what,

@@ -1,8 +1,7 @@
 """The same net for inference alone: batch norms folded, what can be fused is one operation.
 
-On CPUs a convolution, its bias, the residual sum and the ReLU become one call of oneDNN, with weights
-in the order that it wants, so that no result passes through memory twice. Elsewhere the folded
-convolutions run as they are.
+On CPUs a convolution is one call of oneDNN with its bias and the ReLU or the residual sum that follow,
+and with weights in the order that oneDNN wants. Elsewhere the folded convolutions run as they are.
 """
 
 from __future__ import annotations

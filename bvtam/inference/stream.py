@@ -193,7 +193,7 @@ def predict_stream(
         if fps is not None:
             if second < due - _TOLERANCE:
                 continue
-            due = max(due + 1 / fps, second)
+            due = (second if second > due + 1 / fps else due) + 1 / fps  # a gap is not made up for
         pixels = to_crops(picture[None], net.clip).to(weight.device)
         x = normalize(pixels, net.clip, weight.dtype)[:, :, 0]
         seen += 1
