@@ -260,6 +260,19 @@ def test_a_pipe_is_answered_while_it_comes(tmp_path):
     assert answers == list(predict_stream(net, path)) and len(answers) == 100
 
 
+def test_a_pipe_that_stalls_is_given_up(tmp_path):
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    try:
+        for data in (b'', SAMPLE.read_bytes()[:1000]):
+            os.write(writer, data)
+            with pytest.raises(VideoError, match=r'pipe gave nothing for 0.5 s'):
+                list(predict_stream(classifier(), pipe, time_limit=0.5))
+    finally:
+        os.close(writer)
+
+
 def test_play_gives_all_frames(tmp_path):
     for source in (SAMPLE, torch.zeros(5, 3, 8, 9, dtype=torch.uint8).random_(0, 256)):
         reader = open_video(source)

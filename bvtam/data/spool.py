@@ -6,6 +6,7 @@ import os
 import select
 import stat
 import tempfile
+import weakref
 
 from .reader import VideoError
 
@@ -52,6 +53,26 @@ def spool(name: str, time_limit: float) -> str:
                 'TMPDIR names another folder'
             ) from None
         raise
+
+
+class Pipe:
+    """A pipe as a file that FFmpeg reads while it comes.
+
+    Raises:
+        VideoError: from `read`, when it gives nothing for `time_limit` seconds.
+    """
+
+    def __init__(self, name: str, time_limit: float) -> None:
+        self.name, self.time_limit = name, time_limit
+        self._source = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+        weakref.finalize(self, os.close, self._source)
+
+    def read(self, size: int) -> bytes:
+        if not select.select([self._source], [], [], self.time_limit)[0]:
+            raise VideoError(
+                f'{self.name} gave nothing for {self.time_limit:g} s; is anything written to it?'
+            )
+        return os.read(self._source, size)
 
 
 def remove(path: str, process: int) -> None:

@@ -29,7 +29,7 @@ from ..errors import BvtamError
 from .frames import FrameArray, FrameFolder
 from .packets import Damage, Decoder, FrameTable, Mismatch, check_fragments, counted_table, scan
 from .reader import Reader, VideoError
-from .spool import remove, spool
+from .spool import Pipe, remove, spool
 
 __all__ = ['FrameArray', 'FrameFolder', 'Reader', 'VideoError', 'VideoFile', 'open_video']
 
@@ -229,9 +229,12 @@ class VideoFile(Reader):
         place, format = self.name, None
         if live and self._is_camera():
             format = 'v4l2'
+        elif live and not self._is_url and not self._is_file:
+            place = Pipe(self.name, self.time_limit)
+            options['format_whitelist'] = _allowed_formats()
         elif not self._is_url:
             # With its protocol, or FFmpeg takes what stands before a colon in a name for one.
-            place = f'file:{self.name if live else self._local_path()}'
+            place = f'file:{self._local_path()}'
             options |= {'protocol_whitelist': 'file', 'format_whitelist': _allowed_formats()}
         try:
             # Titles in another encoding than UTF-8 are no reason to refuse a video.
