@@ -9,6 +9,7 @@ from torch import nn
 
 import bvtam
 from bvtam.errors import BvtamError
+from bvtam.inference import optimize
 from bvtam.inference.optimize import FusedConv
 
 NETS = {
@@ -64,7 +65,9 @@ def test_the_net_itself_is_left_alone(name):
     assert not any(isinstance(m, FusedConv) for m in net.modules())
 
 
-def test_bfloat16():
+@pytest.mark.parametrize('has_it', [optimize._has_bf16(), False])
+def test_bfloat16(monkeypatch, has_it):
+    monkeypatch.setattr(optimize, '_has_bf16', lambda: has_it)
     net, x = random_net('bvtam_tiny_8x2').float(), clip(8, 64, 64).float()
     fast = bvtam.optimize(net, torch.bfloat16)
     with torch.no_grad():
@@ -115,3 +118,10 @@ def test_what_cannot_be_optimised(tmp_path):
         fast.to('meta')
     with pytest.raises(BvtamError, match='an optimised net cannot be saved'):
         bvtam.save_pretrained(fast, tmp_path / 'net')
+
+
+@pytest.mark.parametrize('has_it', [True, False])
+def test_bf16_without_instructions_for_it_is_told(monkeypatch, caplog, has_it):
+    monkeypatch.setattr(optimize, '_has_bf16', lambda: has_it)
+    optimize.warn_slow_bf16(torch.device('cpu'))
+    assert ('use precision fp32' in caplog.text) is not has_it

@@ -99,9 +99,12 @@ def test_recomputing_stages_gives_the_same_losses():
     close(losses_of('checkpointing=true')[0], losses_of()[0])
 
 
-def test_half_precision_is_near():
+def test_half_precision_is_near(monkeypatch):
+    told = []
+    monkeypatch.setattr('bvtam.engine.train.warn_slow_bf16', told.append)
     found, trainer = losses_of('precision=bf16')
     close(found, losses_of()[0], rel=0.05)
+    assert told == [trainer.device]
     assert next(trainer.net.parameters()).dtype == torch.float32
     assert 'forward' not in vars(trainer.net)
 

@@ -38,6 +38,7 @@ from ..data.transforms import normalize
 from ..errors import BvtamError
 from ..files import write_file
 from ..hub.publish import save_pretrained
+from ..inference.optimize import warn_slow_bf16
 from . import checkpoint
 from .evaluate import evaluate
 from .processes import Processes, Stopped, Wish, quiet_worker, stop_signals
@@ -86,6 +87,8 @@ class Trainer:
             len(train_set), run.batch_size, run.accumulate, run.seed, team.rank, team.world
         )
 
+        if run.precision == 'bf16' and team.main:
+            warn_slow_bf16(self.device)
         self.net = net.to(self.device)
         freeze_norms(net, recipe.regularize.freeze_bn)  # before the optimizer collects parameters
         self.optimizer = build_optimizer(net, recipe)
