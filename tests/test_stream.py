@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -224,6 +225,16 @@ def test_fewer_frames_a_second_and_a_lone_last_one():
     assert [got[i] for i in range(5)] == pytest.approx(want.tolist(), abs=1e-5)
     with pytest.raises(BvtamError, match='fps must be above 0, not 0'):
         next(predict_stream(net, video, fps=0))
+
+
+def test_a_gap_in_a_video_is_not_made_up_for(monkeypatch):
+    seconds = [0.0, 0.1, 0.2, 0.3, 0.4, 5.0, 5.1, 5.2, 5.3, 5.4]
+    pictures = torch.zeros(10, 3, 40, 50, dtype=torch.uint8)
+    video = SimpleNamespace(play=lambda: zip(seconds, pictures, strict=True))
+    monkeypatch.setattr('bvtam.inference.stream.open_video', lambda *args: video)
+    net = classifier('tam_resnet50_f8', backbone='test_resnet')
+    answers = list(predict_stream(net, 'camera', fps=5))
+    assert [a['time'] for a in answers] == [0.0, 0.2, 0.4, 5.0, 5.2, 5.4]
 
 
 def write(path, frames):
