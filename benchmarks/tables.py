@@ -1,13 +1,16 @@
-"""Writes the generated parts of README.md: the model tables, and the results of two benchmarks.
+"""Writes the generated parts of README.md: the model tables, and the results of three benchmarks.
 
 python benchmarks/models.py --json > benchmarks/results/models.json
 bvtam bench 'bvtam_*_8x2' tsm_resnet50_f8 --out benchmarks/results
+python benchmarks/claims.py
 python benchmarks/tables.py
 """
 
 import json
 from functools import cache
 from pathlib import Path
+
+import claims
 
 import bvtam
 from bvtam.flops import flops
@@ -59,6 +62,10 @@ def peers_table():
     return bench.markdown(json.loads((ROOT / 'benchmarks/results/bench.json').read_text()))
 
 
+def claims_table():
+    return claims.table(claims.load())
+
+
 def weights_table():
     """The published weights, from the same table as their cards."""
     lines = [
@@ -96,6 +103,7 @@ PARTS = {
     'models': model_table,
     'benchmark': benchmark_table,
     'peers': peers_table,
+    'claims': claims_table,
 }
 
 
