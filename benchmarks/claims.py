@@ -260,7 +260,7 @@ def figures(results):
     for axes, part in zip(panels, shown, strict=False):
         drawn[part](axes)
         axes.set(ylabel='top-1 (%)', ylim=(0, 101))
-        axes.legend()
+        axes.legend(loc='upper left')
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     figure.savefig(RESULTS / 'claims.png', dpi=80)
