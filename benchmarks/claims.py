@@ -107,7 +107,7 @@ RUNS = {
     'tsm': Run('operators', options=TSM),
     'tsn': Run(
         'operators',
-        ('epochs=9', 'lr=3e-3'),  # it starts from scratch, and a clip costs it a third
+        ('epochs=9', 'lr=3e-3'),  # it starts from scratch, and a clip costs it less
         model='tsn_resnet50_f8',
         options={'backbone': 'test_resnet'},
     ),

@@ -125,3 +125,11 @@ def test_bf16_without_instructions_for_it_is_told(monkeypatch, caplog, has_it):
     monkeypatch.setattr(optimize, '_has_bf16', lambda: has_it)
     optimize.warn_slow_bf16(torch.device('cpu'))
     assert ('use precision fp32' in caplog.text) is not has_it
+
+
+@pytest.mark.parametrize('wide', [True, False])
+def test_both_orders_of_weights_give_the_same(monkeypatch, wide):
+    monkeypatch.setattr(optimize, '_AVX512', wide)
+    net, x = random_net('bvtam_tiny_8x2').float(), clip(8, 50, 77).float()
+    with torch.no_grad():
+        torch.testing.assert_close(bvtam.optimize(net)(x), net(x), rtol=1e-4, atol=1e-4)

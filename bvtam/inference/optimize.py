@@ -54,11 +54,12 @@ def optimize(
     if getattr(model, 'optimized', False):
         raise BvtamError('the net is optimised already; optimise the one that it was made of')
     net = copy.deepcopy(model).requires_grad_(False)
+    dtype = dtype or next(net.parameters()).dtype
     if dtype == torch.bfloat16:
         warn_slow_bf16(next(net.parameters()).device)
     fuse = _fuse_bl_net if isinstance(net, BLResNet) else _fuse_chains
     with torch.inference_mode(False), torch.no_grad():
-        fuse(net, dtype or next(net.parameters()).dtype, pack=not compile)
+        fuse(net, dtype, pack=not compile)
         net.to(dtype=dtype, memory_format=torch.channels_last)
     net.optimized = True
     if compile:
