@@ -4,10 +4,9 @@
 
 Every net is of the tiny size, starts from what our weights know of single frames (see `start_spatial`),
 sees the union of both families at 64x64 for the same number of clips, and is measured on clips of a seed
-that no training uses. Runs are made part by part, seed after seed, each on
-one core: two at once on two cores take less time than one after the other on both. A run goes on where it
-was stopped, and its result is written to benchmarks/results/claims.json as it comes. The figures are
-drawn from that file.
+that no training uses. Runs are made part by part, seed after seed, each on one core: two at once on two
+cores take less time than one after the other on both. A run goes on where it was stopped, and its result
+is written to benchmarks/results/claims.json as it comes. The figures are drawn from that file.
 """
 
 import argparse

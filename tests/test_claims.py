@@ -1,24 +1,14 @@
 """The study of the paper's claims: its runs are well-formed, and start from nothing that knows of time."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 
 import bvtam
 
-ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(
-    not (ROOT / 'benchmarks').is_dir(), reason='benchmarks are part of the checkout'
-)
 
-
-@pytest.fixture(scope='module')
-def claims():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'benchmarks')
-        yield importlib.import_module('claims')
+@pytest.fixture
+def claims(benchmark):
+    return benchmark('claims')
 
 
 def test_every_run_has_a_recipe_and_a_part(claims, tmp_path):

@@ -1,6 +1,5 @@
 """The generated parts of README.md are as the programs that write them give them."""
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -8,16 +7,11 @@ import pytest
 import bvtam
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(
-    not (ROOT / 'benchmarks').is_dir(), reason='README and benchmarks are part of the checkout'
-)
 
 
-@pytest.fixture(scope='module')
-def tables():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'benchmarks')
-        yield importlib.import_module('tables')
+@pytest.fixture
+def tables(benchmark):
+    return benchmark('tables')
 
 
 def rows(text):

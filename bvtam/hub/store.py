@@ -212,6 +212,8 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         raise BvtamError(f'{path} is {path.stat().st_size:,} bytes long, which no config is')
     try:
         text = path.read_text(encoding='utf-8')
+        if (nested := text.count('[') + text.count('{')) > 100_000:  # Python is slow at them
+            raise ValueError(f'it has {nested:,} lists and tables')
         config = json.loads(text, object_pairs_hook=_table, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BvtamError(f'{path} is not JSON: {error}') from None
