@@ -19,7 +19,7 @@ import bvtam
 from bvtam.errors import BvtamError
 
 ALLOWED = (BvtamError, ValueError, FileNotFoundError)
-LOADS, MEMORY = 12, 200_000_000  # a refusal costs at most: times of loading, bytes
+LOADS, MEMORY = 100, 200_000_000  # a refusal costs at most: times of loading, bytes
 NAME = 'bvtam_tiny_8x2'
 
 
