@@ -104,6 +104,8 @@ RUNS = {
     'tam': Run('operators frames range init'),
     'none': Run('operators frames', options=NONE),
     'tsm': Run('operators', options=TSM),
+    'tam_long': Run('operators', ('epochs=12',)),
+    'none_long': Run('operators', ('epochs=12',), options=NONE),
     'tsn': Run(
         'operators',
         ('epochs=9', 'lr=3e-3'),  # it starts from scratch, and a clip costs it less
@@ -241,7 +243,9 @@ def figures(results):
     from matplotlib.figure import Figure
 
     drawn = {
-        'operators': lambda axes: _bars(axes, results, ['tsn', 'none', 'tsm', 'tam']),
+        'operators': lambda axes: _bars(
+            axes, results, ['tsn', 'none', 'tsm', 'tam', 'none_long', 'tam_long']
+        ),
         'transfer': lambda axes: _transfer(axes, results),
         'frames': lambda axes: _frames(axes, results),
         'stages': lambda axes: _stages(axes, results),

@@ -64,6 +64,10 @@ def test_part_of_a_folder(tmp_path):
     assert torch.equal(FrameFolder(folder, first=3, last=5).read(range(3)), expected[2:5])
     assert FrameFolder(folder, first=7).num_frames == 3
     assert FrameFolder(folder, last=7).num_frames == 7
+    assert FrameFolder(folder, num_frames=4).files == FrameFolder(folder, first=1, last=4).files
+    (folder / '00000.jpg').write_bytes((folder / '00001.jpg').read_bytes())
+    assert FrameFolder(folder, num_frames=4).files == FrameFolder(folder, first=0, last=3).files
+    (folder / '00000.jpg').unlink()
     with pytest.raises(VideoError, match='lacks frame 10 of 3 to 12; extract'):
         FrameFolder(folder, first=3, last=12).read([0])
     with pytest.raises(VideoError, match='the first frame, 5, is after the last, 4'):

@@ -21,6 +21,7 @@ from bvtam.data.motion import (
     SHAPES,
     TEXTURES,
     MotionClips,
+    TwoLengths,
 )
 from bvtam.data.motion_files import recode, sample_clip, write_video, write_videos
 from bvtam.data.motion_paint import uniform
@@ -444,10 +445,31 @@ def test_writing_goes_on_where_it_was(tmp_path):
         next(write_videos(data, tmp_path, 6, gop=8))
     with pytest.raises(BvtamError, match='even height'):
         next(write_videos(MotionClips(4, 17), tmp_path / 'odd', 1))
+    assert not (tmp_path / 'odd').exists()
+    foreign = tmp_path / 'foreign'
+    (foreign / 'train' / 'cats').mkdir(parents=True)
+    with pytest.raises(BvtamError, match='is not of this command'):
+        next(write_videos(data, foreign, 6))
     blocked = tmp_path / 'file'
     blocked.write_text('')
     with pytest.raises(BvtamError, match='cannot be written'):
         next(write_videos(data, blocked, 1))
+
+
+def test_a_smaller_count_tells_of_what_stays(tmp_path, caplog):
+    data = MotionClips(4, 16)
+    list(write_videos(data, tmp_path, 6))
+    list(write_videos(data, tmp_path, 6))
+    assert not caplog.records
+    list(write_videos(data, tmp_path, 4))
+    assert '2 videos of an earlier, larger count stay' in caplog.text
+
+
+def test_the_length_of_a_clip_does_not_tell_its_class():
+    both = TwoLengths(MotionClips(8, 16, family='all'))
+    samples = (both[i] for i in range(28 * 16))
+    counts = Counter((sample['label'], sample['clip'].shape[1]) for sample in samples)
+    assert set(counts) == {(label, length) for label in range(28) for length in (4, 8)}
 
 
 def test_sample_clip(tmp_path):

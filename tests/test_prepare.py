@@ -202,7 +202,7 @@ def test_frame_folders_are_the_authors(source, tmp_path):
 
 
 def give(monkeypatch, records, names=None):
-    monkeypatch.setattr(module, 'load_records', lambda *args, **options: (records, names))
+    monkeypatch.setattr(module, 'load_parts', lambda *args, **options: ({'': records}, names))
 
 
 def test_parts_are_cut_and_frames_resampled(tmp_path, monkeypatch):
@@ -493,3 +493,51 @@ def test_a_crash_is_laid_to_the_right_video():
             assert isinstance(result, BvtamError)
         else:
             assert result == item.upper()
+
+
+# ---- what was made takes the place of the source ----
+
+
+def labelled(data, **options):
+    """Label name of each video by its stem."""
+    records, names = load_records(data, **options)
+    return {Path(r.source).stem: names[r.label] if names else r.label for r in records}
+
+
+@pytest.mark.parametrize('format', ['video', 'frames'])
+def test_classes_named_by_numbers_keep_their_names(tmp_path, format):
+    for name in ('0', '1', '10', '2'):
+        write(tmp_path / 'in' / name / f'of_{name}.mp4', EVEN[:2])
+    prepare(tmp_path / 'in', tmp_path / 'out', size=32, workers=1, format=format)
+    wanted = labelled(tmp_path / 'in')
+    assert wanted == {f'of_{name}': name for name in ('0', '1', '10', '2')}
+    listed = tmp_path / 'out' / 'list.csv'
+    assert labelled(listed) == labelled(listed, labels=['0', '1', '10', '2']) == wanted
+    assert labelled(tmp_path / 'out') == wanted
+
+
+@pytest.mark.parametrize('format', ['video', 'frames'])
+def test_parts_stay_apart(tmp_path, format):
+    rows = ['video,label,split']
+    for i, split in enumerate(['train', 'val', 'test'] * 2):
+        write(tmp_path / 'in' / f'v{i}.mp4', EVEN[:2])
+        rows.append(f'v{i}.mp4,{"ab"[i // 3]},{split}')
+    (tmp_path / 'in' / 's.csv').write_text('\n'.join(rows))
+    prepare(tmp_path / 'in' / 's.csv', tmp_path / 'out', size=32, workers=1, format=format)
+    for split in ('train', 'val', 'test'):
+        wanted = labelled(tmp_path / 'in' / 's.csv', split=split)
+        assert labelled(tmp_path / 'out' / 'list.csv', split=split) == wanted
+        if format == 'frames':
+            names = ['a', 'b']
+            assert labelled(tmp_path / 'out' / f'{split}.txt', labels=names) == wanted
+
+
+def test_what_is_of_no_source_any_more_is_told(tmp_path, caplog):
+    for name in ('a/1.mp4', 'a/2.mp4', 'b/3.mp4'):
+        write(tmp_path / 'in' / name, EVEN[:2])
+    prepare(tmp_path / 'in', tmp_path / 'out', size=32, workers=1)
+    assert not caplog.records
+    (tmp_path / 'in' / 'a' / '2.mp4').rename(tmp_path / 'in' / 'b' / '2.mp4')
+    prepare(tmp_path / 'in', tmp_path / 'out', size=32, workers=1)
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert '1 videos are of no source any more' in message and 'a/2.mp4' in message

@@ -114,6 +114,19 @@ def test_a_class_may_be_called_train(tmp_path):
     assert names == ['bus', 'train'] and [r.label for r in records] == [0, 0, 1, 1]
 
 
+def test_other_folders_beside_parts_are_told(tmp_path, caplog):
+    touch(tmp_path, 'train/a/1.mp4', 'test/a/2.mp4', 'extra/b/3.mp4')
+    assert short(load_records(tmp_path, 'train')[0], tmp_path) == [('train/a/1.mp4', 0)]
+    assert '1 files and folders are left out' in caplog.text and 'extra/' in caplog.text
+
+
+def test_files_of_a_class_that_are_no_videos_are_told(tmp_path, caplog):
+    touch(tmp_path, 'a/1.mp4', 'a/2.gif', 'a/3.VOB', 'b/4.mp4', 'b/x/5.mp4.part')
+    assert [r.label for r in load_records(tmp_path)[0]] == [0, 0, 0, 1]
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert '1 files and folders' in message and message.endswith('b/x/5.mp4.part')
+
+
 def test_a_test_part_without_labels(tmp_path):
     touch(tmp_path, 'train/a/1.mp4', 'val/a/2.mp4', 'test/3.mp4', 'test/4.mp4')
     records, names = load_records(tmp_path, 'test')
@@ -230,8 +243,9 @@ LISTS = [
     # the authors', with a folder that is named by a number and one with a space
     ('12345 1 48 5', [('12345', 5, 1, 48)], None),
     ('12345;2;48;0\n', [('12345', 0, 2, 48)], None),
-    ('12345/ 48 5', [('12345', 5, None, 48)], None),
-    ('12345;48;jump', [('12345', 0, None, 48)], ['jump']),
+    ('12345/ 48 5', [('12345', 5, *[None] * 4, 48)], None),
+    ('12345;48;jump', [('12345', 0, *[None] * 4, 48)], ['jump']),
+    ('a.mp4,5,1', [('a.mp4', 5)], None),  # numbers after commas count no frames
     ('a.mp4 300 2', [('a.mp4', 2)], None),  # the whole file
     ('a.mp4 0\n\nmy clip.mp4 1\n', [('a.mp4', 0), ('my clip.mp4', 1)], None),
     ('a.mp4 run\nb/c.avi Fly', [('a.mp4', 1), ('b/c.avi', 0)], ['Fly', 'run']),
@@ -273,6 +287,13 @@ def test_a_split_column(videos):
     assert len(load_records(file)[0]) == 3
     with pytest.raises(BvtamError, match="no video of the split 'test'"):
         load_records(file, 'test')
+
+
+def test_numbers_are_indices_unless_all_are_names(videos):
+    names = ['0', '1', '10', '2']
+    for text, labels in (('a.mp4 2\nb/c.avi 10', [3, 2]), ('a.mp4 2\nb/c.avi 3', [2, 3])):
+        records, _ = load_records(write(videos / 'list.txt', text), labels=names)
+        assert [record.label for record in records] == labels
 
 
 @pytest.mark.parametrize(

@@ -365,11 +365,21 @@ def test_label_maps_pair_opposite_directions(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    'pair',
+    ['left2right right2left', 'Gesture1Left Gesture1Right', 'left1 right1', 'turnleft turnright'],
+)
+def test_directions_written_together_with_other_things(pair):
+    assert flip_label_map(pair.split()) == {0: 1, 1: 0}
+
+
 def test_labels_without_one_opposite_are_never_mirrored(caplog):
     labels = ['Moving left', 'Jumping', 'left to right and back', 'turn right', 'turn left']
     assert flip_label_map(labels) == {1: 1, 3: 4, 4: 3}
     assert '2 labels are never mirrored' in caplog.text
     assert 'Moving left, left to right and back' in caplog.text
+    # A direction within a word is one only beside its opposite.
+    assert flip_label_map(['bright', 'cleft']) == {0: 0, 1: 1}
     # Two that read alike: neither is the one opposite of the third.
     assert flip_label_map(['turn-left', 'turn right', 'Turn Left']) == {0: 1, 2: 1}
 

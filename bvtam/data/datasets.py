@@ -21,7 +21,7 @@ from .load import load_images, load_records
 from .records import Record, find_videos
 from .sampling import clip_indices, sample_seed, train_indices
 from .transforms import TrainTransform, to_crops
-from .video import FrameArray, FrameFolder, Reader, open_video
+from .video import FrameArray, Reader, open_record
 
 __all__ = [
     'ClipReader',
@@ -107,9 +107,7 @@ class ClipReader:
         return {'clip': pixels, 'label': label, 'video': record.source, 'frames': frames}
 
     def _open(self, path: str, record: Record) -> Reader:
-        if (record.first, record.last) != (None, None):
-            return FrameFolder(path, first=record.first, last=record.last)
-        return open_video(path, time_limit=self.time_limit)
+        return open_record(record, path, self.time_limit)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..files import sync
 from .processes import watch
 from .reader import Reader, VideoError
 from .records import Record
-from .video import FrameFolder, open_video
+from .video import open_record
 
 log = logging.getLogger('bvtam')
 
@@ -89,7 +89,7 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
     """
     watch(_HUNG * time_limit)
     try:
-        reader = open_part(part, time_limit)
+        reader = open_record(part, time_limit=time_limit)
         indices, times, duration = _selection(reader, part, encoding.fps)
     except OSError as error:
         raise VideoError(error) from None
@@ -104,12 +104,6 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
             raise
         raise VideoError(f'{part.source} cannot be encoded: {error.strerror}') from None
     return len(indices)
-
-
-def open_part(part: Record, time_limit: float = 60.0) -> Reader:
-    if part.first is None and part.last is None:
-        return open_video(part.source, time_limit=time_limit)
-    return FrameFolder(part.source, first=part.first, last=part.last)
 
 
 def _selection(reader: Reader, part: Record, fps: float | None) -> tuple[list[int], Tensor, float]:

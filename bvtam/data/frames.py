@@ -49,6 +49,7 @@ class FrameFolder(_EvenFrames):
             the numbered images of the folder are named alike.
         first, last: numbers, as in the names, of the first and last frame, if not all belong to the
             video.
+        num_frames: how many frames from the first on, in place of `last`.
         fps: frames a second.
 
     Raises:
@@ -64,9 +65,10 @@ class FrameFolder(_EvenFrames):
         first: int | None = None,
         last: int | None = None,
         fps: float = 25.0,
+        num_frames: int | None = None,
     ) -> None:
         super().__init__(os.fspath(path), fps)
-        self.path, self.first, self.last = Path(path), first, last
+        self.path, self.first, self.last, self.count = Path(path), first, last, num_frames
         self.template = template
         if not self.path.is_dir():
             raise FileNotFoundError(f'{self.path}: no such folder of frames')
@@ -102,10 +104,12 @@ class FrameFolder(_EvenFrames):
                 '{:05d}.jpg tells which are the frames'
             )
         (numbered,) = kinds.values()
-        if self.first is None and self.last is None:
+        if self.first is None and self.last is None and self.count is None:
             return [numbered[number] for number in sorted(numbered)]
         first = min(numbered) if self.first is None else self.first
         last = max(numbered) if self.last is None else self.last
+        if self.count is not None:
+            last = first + self.count - 1
         for number in range(first, last + 1):
             if number not in numbered:
                 raise VideoError(

@@ -18,7 +18,7 @@ from .records import VIDEO_SUFFIXES, Record, is_url
 
 log = logging.getLogger('bvtam')
 
-SPLITS = ('train', 'val', 'test')
+SPLITS, LABELS = ('train', 'val', 'test'), 'labels.txt'
 _SPLIT_NAMES = {
     **{name: name for name in SPLITS},
     **{'training': 'train', 'testing': 'test'},
@@ -42,6 +42,7 @@ class _Row(NamedTuple):
     start: float | None = None
     end: float | None = None
     split: str = ''
+    num_frames: int | None = None
     folders: tuple[str, ...] = ('',)  # in which it may be, the likeliest first
 
 
@@ -76,7 +77,10 @@ def read_list(
     texts = {row.label for row in rows if row.label}
     if names is None and not all(map(_is_number, texts)):
         names = sorted(texts)
-    label_of, files = _label_reader(names), _Files(root)
+    elif names is None and texts and path.with_name(LABELS).exists():  # as `prepare` writes them
+        beside = read_labels(path.with_name(LABELS))
+        names = beside if texts <= set(beside) else None
+    label_of, files = _label_reader(names, texts), _Files(root)
 
     parts: dict[str, list[Record]] = defaultdict(list)
     missing = []
@@ -88,12 +92,12 @@ def read_list(
             missing.append(row.files[0])
             continue
         source, is_folder = found
-        if not is_folder and row.first is not None:
+        if not is_folder and (row.first, row.last) != (None, None):
             raise BvtamError(
                 f'{row.where}: first and last number the images of a folder, but {source} is a file'
             )
-        last = row.last if is_folder else None  # TSN's lists count the frames of files too
-        record = Record(source, label_of(row), row.first, last, row.start, row.end)
+        count = row.num_frames if is_folder else None  # TSN's lists count the frames of files too
+        record = Record(source, label_of(row), row.first, row.last, row.start, row.end, count)
         parts[row.split].append(record)
     if missing and len(missing) == len(rows):
         raise BvtamError(
@@ -143,11 +147,13 @@ def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> list[str]:
     return names
 
 
-def _label_reader(names: list[str] | None) -> Any:
-    """A function from a row to the index of its label."""
+def _label_reader(names: list[str] | None, texts: set[str]) -> Any:
+    """A function from a row to the index of its label; `texts`: the labels of all rows."""
     index = {name: i for i, name in enumerate(names or [])}
     for name, i in list(index.items()):
         index.setdefault(_plain(name), i)
+    if all(map(_is_number, texts)) and not texts <= set(index):
+        index = {}  # numbers are indices, also where some of them are names of classes as well
 
     def label_of(row: _Row) -> int:
         text = row.label
@@ -298,22 +304,25 @@ def _plain_lines(lines: Sequence[tuple[str, str]]) -> Iterator[_Row]:
         return _cells(where, text) if sep == ',' else [cell.strip() for cell in text.split(';')]
 
     columns = len(split(where, text))
-    counted = columns in (3, 4) and all(map(_is_number, split(where, text)[1:-1]))
+    counted = sep != ',' and columns in (3, 4) and all(map(_is_number, split(where, text)[1:-1]))
     folders = ('', 'training', 'validation') if sep == ',' else ('',)  # of Moments in Time
     for where, text in lines:
         cells = split(where, text)
         if len(cells) != columns:
             raise BvtamError(f'{where} has {len(cells)} columns, but the first line {columns}')
-        first = last = None
+        first = last = count = None
         if not cells[0]:
             raise BvtamError(f'{where} names no video')
         if counted:
             bounds = [_number(where, 'frame number', cell, int) for cell in cells[1:-1]]
-            first, last = bounds if columns == 4 else (None, bounds[0])
-            if last < (first or 0):
-                raise BvtamError(f'{where}: last frame {last} lies before {first or 0}')
+            if columns == 3:
+                (count,) = bounds
+            else:
+                first, last = bounds
+                if last < first:
+                    raise BvtamError(f'{where}: last frame {last} lies before {first}')
         label = cells[-1] if counted else cells[1] if columns > 1 else ''
-        yield _Row(where, cells[:1], label, first, last, folders=folders)
+        yield _Row(where, cells[:1], label, first, last, num_frames=count, folders=folders)
 
 
 def _something_json(path: Path) -> Iterator[_Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from ..errors import BvtamError, nearest
 from .frames import IMAGE_SUFFIXES
 from .lists import SPLITS, read_labels, read_list, split_name
 from .records import VIDEO_SUFFIXES, Record, find_videos, unreadable, walk
+
+log = logging.getLogger('bvtam')
 
 
 def load_records(
@@ -95,21 +98,12 @@ def _load(
     if not 0 <= val_share <= 1:
         raise BvtamError(f'val_share must be a share from 0 to 1, not {val_share}')
     data = Path(data)
-    if not data.exists():
-        raise FileNotFoundError(f'{data}: no such folder or list of videos')
-    names = read_labels(labels) if labels is not None else None
-    if data.is_dir():
-        base = data
-        parts, names = _class_folders(data, split, names, images)
-    elif data.suffix.lower() in VIDEO_SUFFIXES:
-        base, parts = data.parent, {'': [Record(str(data))]}
-    else:
-        base = Path(root) if root is not None else data.parent
-        parts, names = read_list(data, base, names)
+    parts, names = load_parts(data, root, labels, split, images)
     if not split:
         records = [record for part in parts.values() for record in part]
     elif set(parts) == {''}:
-        records = _drawn(parts[''], split, names, val_share, seed, base, data)
+        base = data if data.is_dir() else root if root is not None else data.parent
+        records = _drawn(parts[''], split, names, val_share, seed, Path(base), data)
         if not records and val_share in (0, 1):
             return [], names
     else:
@@ -119,6 +113,34 @@ def _load(
             f'{data} has no video of the split {split!r}' if split else f'{data} is empty'
         )
     return records, names
+
+
+def load_parts(
+    data: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    split: str = '',
+    images: bool = False,
+) -> tuple[dict[str, list[Record]], list[str] | None]:
+    """The videos of each part that a data set names, of all under '' if it names none.
+
+    Args:
+        data, root, labels: as in `load_records`.
+        split: a part without which there is an error; the others may be left out.
+        images: as `load_images`.
+
+    Returns, raises:
+        As `load_records`.
+    """
+    data = Path(data)
+    if not data.exists():
+        raise FileNotFoundError(f'{data}: no such folder or list of videos')
+    names = read_labels(labels) if labels is not None else None
+    if data.is_dir():
+        return _class_folders(data, split, names, images)
+    if data.suffix.lower() in VIDEO_SUFFIXES:
+        return {'': [Record(str(data))]}, names
+    return read_list(data, Path(root) if root is not None else data.parent, names)
 
 
 def _class_folders(
@@ -133,8 +155,9 @@ def _class_folders(
             raise BvtamError(f'{named[part]} and {folder.name} mean the same: keep one of the two')
         if part:
             named[part] = folder
-    if not ({'train', 'val'} <= set(named) or (named and len(named) == len(folders))):
-        named = {'': data}
+    others = [folder for folder in folders if folder not in named.values()]
+    if not named or (others and not ('train' in named and len(named) > 1)):
+        named, others = {'': data}, []
     elif split and split not in named:
         raise BvtamError(f'{data} has no folder {split}, only {", ".join(sorted(named))}')
     classes = {part: _subfolders(folder) for part, folder in named.items()}
@@ -147,6 +170,7 @@ def _class_folders(
     suffixes, kind = (IMAGE_SUFFIXES, 'image') if images else (VIDEO_SUFFIXES, 'video')
 
     parts: dict[str, list[Record]] = {}
+    left: list[str] = [os.path.join(folder, '') for folder in others]
     for part in sorted(named, key=('', *SPLITS).index):
         if split and part and part != split:
             continue
@@ -167,7 +191,7 @@ def _class_folders(
                 raise BvtamError(
                     f'{folder} is none of the {len(names)} labels{nearest(folder.name, names)}'
                 )
-            found = walk(folder, suffixes, images)
+            found = walk(folder, suffixes, images, left)
             if not found:
                 raise BvtamError(f'the class folder {folder} holds no {kind}: fill or remove it')
             if found == [str(folder)]:
@@ -175,6 +199,15 @@ def _class_folders(
                     f'the class folder {folder} holds images: make a folder of them for each video'
                 )
             parts[part] += [Record(source, index[folder.name]) for source in found]
+    if left:
+        log.warning(
+            '%s: %d files and folders are left out, as their names are of no %s and no part; the '
+            'first is %s',
+            data,
+            len(left),
+            kind,
+            left[0],
+        )
     return parts, names
 
 

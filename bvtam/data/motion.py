@@ -26,6 +26,7 @@ multiple of 2V / T for the second.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -312,7 +313,9 @@ class TwoLengths(Dataset):
 
     def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         indices = list(indices)
-        return self.clips[indices[0] % 2].__getitems__(indices)
+        # Not by the index itself: labels repeat by the number of classes, and its remainder tells them.
+        draw = random.Random(f'{self.clips[0]._epoch.item()},{indices[0]}')
+        return draw.choice(self.clips).__getitems__(indices)
 
 
 def _positions(option: str, names: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -21,6 +22,8 @@ from ..files import atomic_file, write_file
 
 if TYPE_CHECKING:
     from .motion import MotionClips
+
+log = logging.getLogger('bvtam')
 
 _BATCH = 1 << 24  # pixels rendered at a time, over all frames
 
@@ -81,8 +84,7 @@ def write_video(
     """
     path = Path(path)
     _, _, height, width = clip_CTHW.shape
-    if height % 2 or width % 2:
-        raise BvtamError(f'{path}: H.264 needs an even height and width, not {height} x {width}')
+    _check_even(path, height, width)
     with atomic_file(path) as new, av.open(f'file:{new}', 'w', format='mp4') as container:
         options = {'qp': str(quantiser), 'g': str(gop), 'preset': 'slow', 'threads': '1'}
         rate = Fraction(fps).limit_denominator(1001)
@@ -113,21 +115,27 @@ def write_videos(
         The path of each video, as soon as it is there: the place to report progress.
 
     Raises:
-        BvtamError: `out` has videos of other settings, or cannot be written.
+        BvtamError: clips of an odd height or width; `out` has videos of other settings or of another
+            origin, or cannot be written.
     """
     out = Path(out)
+    height, width = clips.size
+    _check_even(out, height, width)
     settings = {**clips.settings(), 'fps': fps, 'quantiser': quantiser, 'gop': gop}
     record = out / f'{clips.split}.json'
     try:
         text = json.dumps(settings, indent=1) + '\n'
-        if record.exists() and record.read_text('utf-8') != text:
+        if not record.exists():
+            for path in (out / clips.split, out / f'{clips.split}.csv'):
+                if path.exists():
+                    raise BvtamError(f'{path} is not of this command: name another folder')
+        elif record.read_text('utf-8') != text:
             raise BvtamError(
                 f'{record} tells of other settings: name another folder or delete this'
             )
         out.mkdir(parents=True, exist_ok=True)
         write_file(record, text)
-        frame = clips.size[0] * clips.size[1]
-        step = max(1, _BATCH // (frame * clips.num_frames))
+        step = max(1, _BATCH // (height * width * clips.num_frames))
         rows = []
         for start in range(0, count, step):
             indices = range(start, min(start + step, count))
@@ -146,6 +154,8 @@ def write_videos(
         table = io.StringIO(newline='')
         csv.writer(table).writerows([('video', 'label'), *rows])
         write_file(out / f'{clips.split}.csv', table.getvalue())
+        if more := sum(1 for _ in (out / clips.split).rglob('*.mp4')) - count:
+            log.warning('%s: %d videos of an earlier, larger count stay', out / clips.split, more)
     except OSError as error:
         raise BvtamError(f'{out} cannot be written: {error.strerror or error}') from None
 
@@ -174,16 +184,18 @@ def write_data_set(
 
     counts = {'train': count, 'val': count // 5, 'test': count // 5}
     total, done = sum(counts.values()), 0
+    num_classes = MotionClips(family=family).num_classes
+    if counts['val'] < num_classes:
+        raise BvtamError(
+            f'count must be at least {5 * num_classes} for {num_classes} classes, not {count}'
+        )
     for split, videos in counts.items():
         clips = MotionClips(48, size, family, seed, split=split, cut_unit=12)
-        if videos < clips.num_classes:
-            least = 5 * clips.num_classes
-            raise BvtamError(f'count must be at least {least} for {clips.num_classes} classes, not {count}')  # fmt: skip
         for _ in write_videos(clips, out, videos):
             done += 1
             if progress:
                 progress(done, total)
-    return {'out': os.fspath(out), 'videos': total, 'classes': clips.num_classes}
+    return {'out': os.fspath(out), 'videos': total, 'classes': num_classes}
 
 
 def sample_clip(path: str | os.PathLike[str]) -> Path:
@@ -197,6 +209,11 @@ def sample_clip(path: str | os.PathLike[str]) -> Path:
     clips = MotionClips(num_frames=100, size=(240, 320), family='direction')
     video, _ = clips.render([48], [clips.label_names.index('right')])
     return write_video(path, video[0], fps=25, quantiser=29, gop=250)
+
+
+def _check_even(path: Path, height: int, width: int) -> None:
+    if height % 2 or width % 2:
+        raise BvtamError(f'{path}: H.264 needs an even height and width, not {height} x {width}')
 
 
 def _pictures(clip_CTHW: Tensor) -> Iterator[av.VideoFrame]:

@@ -2,8 +2,9 @@
 
     OUT/prepare.json      every setting that decides what the files hold
     OUT/<as in SRC>       `name.mp4`, or folders `name/00001.jpg ...`
-    OUT/list.csv          video and label (of frame folders first and last frame too), as in SRC
-    OUT/list.txt          of frame folders with labels: `folder first last label`, as the authors'
+    OUT/list.csv          video, label, of frame folders first and last frame, and split, as in SRC
+    OUT/list.txt          of frame folders with labels: `folder first last label`, as the authors';
+                          where SRC names its parts, a list for each, `train.txt`
     OUT/labels.txt        names of the labels, if they have any, in the order of their numbers
     OUT/errors.csv        video and reason of those that failed
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -33,14 +35,18 @@ import av
 from filelock import FileLock, Timeout
 
 from ..errors import BvtamError
-from .encode import Encoding, encode, open_part
+from .encode import Encoding, encode
 from .failures import VIDEO_ERRORS, Failures, check_policy
-from .load import load_records
+from .lists import LABELS
+from .load import load_parts, load_records
 from .processes import outcomes
-from .records import Record, is_url
+from .records import Record, is_url, walk
+from .video import open_record
 
-SETTINGS, LABELS, ERRORS = 'prepare.json', 'labels.txt', 'errors.csv'
+SETTINGS, ERRORS = 'prepare.json', 'errors.csv'
 _SCRATCH, _LOCK = '.prepare', 'lock'
+
+log = logging.getLogger('bvtam')
 
 
 class OutputError(BvtamError):
@@ -111,7 +117,13 @@ def prepare(
     if not time_limit > 0:
         raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
     src, out = Path(src), Path(out).resolve()
-    records, names = load_records(src, split, root=root, labels=labels)
+    if split:
+        records, names = load_records(src, split, root=root, labels=labels)
+        splits = [''] * len(records)
+    else:
+        named, names = load_parts(src, root, labels)
+        records = [record for of_split in named.values() for record in of_split]
+        splits = [name for name, of_split in named.items() for _ in of_split]
     parts = [replace(record, label=-1) for record in records]
     sources = {part.source for part in parts}
     base = _base(src, root, sources)
@@ -144,11 +156,13 @@ def prepare(
                     if progress is not None:
                         progress(done, len(targets))
             made = [
-                (targets[part].as_posix(), record.label)
-                for record, part in zip(records, parts, strict=True)
+                (targets[part].as_posix(), record.label, of_split)
+                for record, part, of_split in zip(records, parts, splits, strict=True)
                 if part not in failed
             ]
             listed = _write_lists(out, split or 'list', made, names, format)
+            if not split:
+                _warn_of_others(out, targets.values(), listed)
             shutil.rmtree(out / _SCRATCH, ignore_errors=True)
     except Timeout:
         raise BvtamError(
@@ -220,7 +234,7 @@ def _tail(part: Record, ranges: int) -> str:
         )
         return ''.join(f'_{stamp}' for stamp in stamps)
     if ranges > 1 or part.first not in (None, 1):
-        return f'_{part.first}_{part.last}'
+        return f'_{part.first}_{part.num_frames if part.last is None else part.last}'
     return ''
 
 
@@ -284,7 +298,8 @@ def _finished(part: Record, target: Path, fps: float | None, scratch: Path) -> b
         newer = os.stat(part.source).st_mtime_ns > made
     except OSError:
         newer = False  # a URL, or it is gone since
-    if newer or (fps is None and part.last is not None and not _same_length(part, target)):
+    counted = part.last is not None or part.num_frames is not None
+    if newer or (fps is None and counted and not _same_length(part, target)):
         os.replace(target, scratch / 'old')  # or half a folder might be left, and taken for a whole
         _remove(scratch / 'old')
         return False
@@ -294,7 +309,7 @@ def _finished(part: Record, target: Path, fps: float | None, scratch: Path) -> b
 def _same_length(part: Record, target: Path) -> bool:
     """Whether a list names as many frames of the folder as it did when `target` was made."""
     try:
-        wanted = open_part(part).num_frames
+        wanted = open_record(part).num_frames
     except VIDEO_ERRORS:
         return False
     if target.is_dir():
@@ -321,27 +336,51 @@ def _work(job: tuple[Record, Path], encoding: Encoding, scratch: Path, time_limi
 def _write_lists(
     out: Path,
     name: str,
-    made: Sequence[tuple[str, int]],
+    made: Sequence[tuple[str, int, str]],
     names: Sequence[str] | None,
     format: str,
 ) -> Path:
-    """The lists of `made`, paths in `out` with labels; the path of the CSV file."""
+    """The lists of `made`, paths in `out` with labels and parts; the path of the CSV file."""
     frames = format == 'frames'
-    spans = [(1, len(os.listdir(out / path))) if frames else () for path, _ in made]
-    has_labels = any(label >= 0 for _, label in made)
-    # In a list, numbers stand for themselves: names like them would be taken for others.
-    spelt = names is not None and not any(label.isdecimal() for label in names)
+    spans = [(1, len(os.listdir(out / path))) if frames else () for path, _, _ in made]
+    has_labels = any(label >= 0 for _, label, _ in made)
+    has_parts = any(split for _, _, split in made)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['video', *['label'] * has_labels, *['first', 'last'] * frames])
-    for (path, label), span in zip(made, spans, strict=True):
-        cell = '' if label < 0 else names[label] if spelt else label
-        writer.writerow([path, *[cell] * has_labels, *span])
+    columns = [
+        'video',
+        *['label'] * has_labels,
+        *['first', 'last'] * frames,
+        *['split'] * has_parts,
+    ]
+    writer.writerow(columns)
+    for (path, label, split), span in zip(made, spans, strict=True):
+        cell = '' if label < 0 else label if names is None else names[label]
+        writer.writerow([path, *[cell] * has_labels, *span, *[split] * has_parts])
     _write(out, f'{name}.csv', text.getvalue())
     if frames and has_labels:
-        apart = ';' if any(' ' in path for path, _ in made) else ' '
-        rows = ((p, *span, label) for (p, label), span in zip(made, spans, strict=True))
-        _write(out, f'{name}.txt', ''.join(apart.join(map(str, row)) + '\n' for row in rows))
+        apart = ';' if any(' ' in path for path, _, _ in made) else ' '
+        lines: dict[str, str] = {}
+        for (path, label, split), span in zip(made, spans, strict=True):
+            line = apart.join(map(str, (path, *span, label)))
+            lines[split] = f'{lines.get(split, "")}{line}\n'
+        for split, content in lines.items():
+            _write(out, f'{split or name}.txt', content)
     if names is not None:
         _write(out, LABELS, ''.join(f'{label}\n' for label in names))
     return out / f'{name}.csv'
+
+
+def _warn_of_others(out: Path, targets: Iterable[Path], listed: Path) -> None:
+    """Tells of what earlier runs made from sources that are no longer there, or elsewhere now."""
+    ours = {str(out / target) for target in targets}
+    others = [path for path in walk(out) if path not in ours]
+    if others:
+        log.warning(
+            '%s: %d videos are of no source any more, the first is %s; %s does not list them, but the '
+            'folder taken as a data set has them: delete them',
+            out,
+            len(others),
+            others[0],
+            listed.name,
+        )

@@ -11,8 +11,8 @@ from ..errors import BvtamError
 from .frames import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (
-    '.3gp', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4',
-    '.mpeg', '.mpg', '.mts', '.ogv', '.ts', '.webm', '.wmv', '.y4m',
+    '.3g2', '.3gp', '.asf', '.avi', '.divx', '.f4v', '.flv', '.gif', '.m2ts', '.m2v', '.m4v', '.mkv',
+    '.mov', '.mp4', '.mpeg', '.mpg', '.mts', '.mxf', '.ogv', '.ts', '.vob', '.webm', '.wmv', '.y4m',
 )  # fmt: skip
 
 
@@ -25,6 +25,7 @@ class Record:
         label: index of its class; -1 where there is none.
         first, last: numbers of the first and last frame, as in the file names of a frame folder.
         start, end: seconds in a video; the frames that appear from `start` on, before `end`.
+        num_frames: of a frame folder how many images, from the first on.
     """
 
     source: str
@@ -33,6 +34,7 @@ class Record:
     last: int | None = None
     start: float | None = None
     end: float | None = None
+    num_frames: int | None = None
 
 
 def is_url(source: str) -> bool:
@@ -81,8 +83,12 @@ def walk(
     folder: str | os.PathLike[str],
     suffixes: tuple[str, ...] = VIDEO_SUFFIXES,
     images: bool = False,
+    left: list[str] | None = None,
 ) -> list[str]:
-    """Files with these endings in `folder` and below; without `images`, frame folders too."""
+    """Files with these endings in `folder` and below; without `images`, frame folders too.
+
+    `left` takes the paths of the other files, where they are no images of a frame folder.
+    """
     found, seen = [], set()
 
     def fail(error: OSError) -> None:
@@ -100,6 +106,8 @@ def walk(
         found += [os.path.join(path, name) for name in wanted]
         if not wanted and not images and any(n.lower().endswith(IMAGE_SUFFIXES) for n in files):
             found.append(path)
+        elif left is not None:
+            left += [os.path.join(path, name) for name in sorted({*files} - {*wanted})]
     return sorted(found)
 
 

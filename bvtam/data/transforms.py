@@ -34,6 +34,7 @@ _MIRRORED = {
     'clockwise': 'counterclockwise',
 }
 _MIRRORED |= {b: a for a, b in _MIRRORED.items()}
+_DIRECTION = re.compile('counterclockwise|clockwise|left|right')
 
 
 def to_clip(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
@@ -233,8 +234,8 @@ def flip_label_map(label_names: Sequence[str]) -> dict[int, int]:
     """Label of the mirror image of a clip, for every label whose clips may be mirrored.
 
     Two labels are a pair if they turn into each other by swapping the English words left and right,
-    clockwise and counterclockwise (or anticlockwise); hyphens, underscores and capitals do not
-    matter. A label without such a word is its own mirror image. One with such a word but without
+    clockwise and counterclockwise (or anticlockwise); hyphens, underscores, capitals and digits
+    beside them do not matter, nor do letters where the other label is there: turnleft, turnright. A label without such a word is its own mirror image. One with such a word but without
     exactly one partner is left out, so that its clips are never mirrored, and a warning names it.
     """
     keys = [_words(name) for name in label_names]
@@ -244,7 +245,11 @@ def flip_label_map(label_names: Sequence[str]) -> dict[int, int]:
     found, alone = {}, []
     for label, key in enumerate(keys):
         mirrored = tuple(_MIRRORED.get(word, word) for word in key)
-        partners = [label] if mirrored == key else places.get(mirrored, [])
+        partners = places.get(mirrored, [])
+        if mirrored == key:
+            # Where a direction is part of a word, the partner shows that it is one.
+            glued = tuple(_DIRECTION.sub(lambda match: _MIRRORED[match[0]], word) for word in key)
+            partners = (places.get(glued) if glued != key else None) or [label]
         if len(partners) == 1:
             found[label] = partners[0]
         else:
@@ -263,7 +268,7 @@ def _words(name: str) -> tuple[str, ...]:
     """Lower-case words of a label, also of one in camel case; anticlockwise is one of them."""
     name = re.sub('(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', name).lower()
     name = re.sub(r'(counter|anti)[\W_]*clockwise', 'counterclockwise', name)
-    return tuple(re.findall(r'[^\W_]+', name))
+    return tuple(re.findall(r'[^\W\d_]+|\d+', name))
 
 
 def _multi_scale_boxes(height: int, width: int, size: int) -> list[tuple[int, int, int, int]]:

@@ -29,6 +29,7 @@ from ..errors import BvtamError
 from .frames import FrameArray, FrameFolder
 from .packets import Damage, Decoder, FrameTable, Mismatch, check_fragments, counted_table, scan
 from .reader import Reader, VideoError
+from .records import Record
 from .spool import Pipe, remove, spool
 
 __all__ = ['FrameArray', 'FrameFolder', 'Reader', 'VideoError', 'VideoFile', 'open_video']
@@ -63,6 +64,14 @@ def open_video(source: object, time_limit: float = 60.0) -> Reader:
     raise BvtamError(
         f'a video is a path, an address or an array of frames, not {type(source).__name__}'
     )
+
+
+def open_record(record: Record, path: str = '', time_limit: float = 60.0) -> Reader:
+    """`open_video` of a record's source, or of a copy of it at `path`; seconds are not cut out."""
+    path = path or record.source
+    if record.first is record.last is record.num_frames is None:
+        return open_video(path, time_limit=time_limit)
+    return FrameFolder(path, first=record.first, last=record.last, num_frames=record.num_frames)
 
 
 class VideoFile(Reader):
