@@ -106,6 +106,7 @@ RUNS = {
     'tsm': Run('operators', options=TSM),
     'tam_long': Run('operators', ('epochs=12',)),
     'none_long': Run('operators', ('epochs=12',), options=NONE),
+    'tsm_long': Run('operators', ('epochs=12',), options=TSM),
     'tsn': Run(
         'operators',
         ('epochs=9', 'lr=3e-3'),  # it starts from scratch, and a clip costs it less

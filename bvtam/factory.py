@@ -58,28 +58,36 @@ def create_model(
         BvtamError: an unknown name or option, weights that are missing or do not fit.
         FileNotFoundError: a folder that is not there.
     """
-    try:
-        source, identifier = parse_model_name(model_name)
-    except ValueError as error:
-        raise BvtamError(str(error)) from None
-    if source:
-        weights = pretrained and not options.get('allow_pickle')
-        from_hub = source == 'hf-hub'
-        folder = (
-            store.from_hub(identifier, weights, options.get('cache_dir'))
-            if from_hub
-            else identifier
-        )
-        arch = store.read_config(folder)['architecture']
-        cfg: Any = {'source': 'local-dir', 'file': str(folder)}
-    else:
-        arch, _, cfg = identifier.partition('.')
+    weights = pretrained and not options.get('allow_pickle')
+    arch, cfg = _locate(model_name, weights, options.get('cache_dir'))
     if arch not in list_models():
         raise BvtamError(
             f'unknown model {arch!r}{nearest(arch, list_models())}; `bvtam list` shows all'
         )
     options = {k: v for k, v in options.items() if v is not None}  # as timm's factory does
     return model_entrypoint(arch)(pretrained=pretrained, pretrained_cfg=cfg or None, **options)
+
+
+def architecture(model_name: str) -> str:
+    """That of a name as `create_model` takes it; of a folder or a Hub repo its config.json tells.
+
+    Raises:
+        BvtamError, FileNotFoundError: as `create_model`.
+    """
+    return _locate(model_name)[0]
+
+
+def _locate(model_name: str, weights: bool = False, cache: Any = None) -> tuple[str, Any]:
+    """The architecture and timm's `pretrained_cfg` of a name."""
+    try:
+        source, identifier = parse_model_name(model_name)
+    except ValueError as error:
+        raise BvtamError(str(error)) from None
+    if not source:
+        arch, _, tag = identifier.partition('.')
+        return arch, tag
+    folder = store.from_hub(identifier, weights, cache) if source == 'hf-hub' else identifier
+    return store.read_config(folder)['architecture'], {'source': 'local-dir', 'file': str(folder)}
 
 
 def describe(model_name: str) -> dict[str, Any]:

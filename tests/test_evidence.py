@@ -81,7 +81,8 @@ def test_picture(net, tmp_path, capfd):
 def test_nets_without_such_maps_are_refused(net):
     with pytest.raises(BvtamError, match='has no classifier'):
         bvtam.evidence(bvtam.create_model('bvtam_tiny_8x2', num_classes=0), SAMPLE)
-    other = bvtam.create_model('bvtam_tiny_8x2', num_classes=3, global_pool='max')
-    lively(other).clip_config = net.clip_config
-    with pytest.raises(BvtamError, match='does not average its features'):
-        bvtam.evidence(other, SAMPLE)
+    for pool in ('max', 'catavgmax'):
+        other = bvtam.create_model('bvtam_tiny_8x2', num_classes=3, global_pool=pool)
+        lively(other).clip_config = net.clip_config
+        with pytest.raises(BvtamError, match='does not average its features'):
+            bvtam.evidence(other, SAMPLE)

@@ -1,6 +1,8 @@
 """Exported nets against the nets that they were made of."""
 
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +11,12 @@ from test_stream import SAMPLE, classifier
 
 import bvtam
 from bvtam.errors import BvtamError
+from bvtam.inference import export as export_module
 from bvtam.inference.export import RuntimeNet, calibration_clips, export
 
 LIBRARIES = {'.onnx': ('onnx', 'onnxscript', 'onnxruntime'), '.pt2': ()}
 LIBRARIES['.xml'] = (*LIBRARIES['.onnx'], 'openvino')
-SHAPES = ((1, 3, 16, 64, 64), (3, 3, 8, 75, 110), (2, 3, 4, 128, 96))
+SHAPES = ((1, 3, 16, 64, 64), (3, 3, 8, 75, 110), (2, 3, 4, 128, 96), (1, 3, 2, 17, 31))
 NETS = [
     ('bvtam_tiny_8x2', {}),
     pytest.param('bvtam_tiny_8x2', {'temporal': 'tsm'}, marks=pytest.mark.slow),
@@ -82,8 +85,22 @@ def test_calibration_clips(tmp_path):
         assert {c.shape for c in clips} == {(1, 3, 16, 32, 32)}
 
 
+def test_clips_of_all_classes_calibrate(tmp_path, monkeypatch):
+    for name in (f'{label}/{i}.mp4' for label in 'abcd' for i in range(4)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(SAMPLE)
+    opened = []
+    read = export_module.open_video
+    monkeypatch.setattr(export_module, 'open_video', lambda p: opened.append(p) or read(p))
+    assert len(list(calibration_clips(str(tmp_path), classifier().clip_config, 9))) == 9
+    assert Counter(Path(p).parent.name for p in opened) == {'a': 3, 'b': 2, 'c': 2, 'd': 2}
+
+
 def test_what_cannot_be_exported(tmp_path, capfd):
     net = classifier()
+    with pytest.raises(BvtamError, match='not FeatureGetterNet'):
+        export(bvtam.create_model('bvtam_tiny_8x2', features_only=True), tmp_path / 'net.onnx')
     with pytest.raises(BvtamError, match='must be one of .onnx, .xml, .pt2'):
         export(net, tmp_path / 'net.pb')
     with pytest.raises(BvtamError, match='eval mode that is not optimised'):

@@ -16,6 +16,7 @@ from training import TINY, lively, recipe, rows
 import bvtam
 from bvtam import cli
 from bvtam.clip import ClipConfig
+from bvtam.data.load import load_records
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.start import finetune, load_data, train
 from bvtam.errors import BvtamError
@@ -138,6 +139,27 @@ def test_a_damaged_video_is_replaced_and_reported(videos, tmp_path):
         assert [row['video'] for row in csv.DictReader(file)] == [bad]
 
 
+def test_eval_finds_what_a_run_held_out(videos, tmp_path, monkeypatch, capfd):
+    chosen = recipe(f'data.path={videos}', 'seed=3', 'epochs=1', 'clip={num_frames: 4, resize: 32, crop_size: 32}')  # fmt: skip
+    held_out = load_data(chosen)[1]
+    assert held_out != load_data(recipe(f'data.path={videos}'))[1]
+    train(chosen, tmp_path / 'run')
+    measured = []
+
+    def load(*args, **options):
+        found = load_records(*args, **options)
+        measured.append(found[0])
+        return found
+
+    monkeypatch.setattr('bvtam.data.datasets.load_records', load)
+    common = '--data', videos, '--val-share', 0.2, '--workers', 0
+    for model in (tmp_path / 'run', tmp_path / 'run' / 'last'):
+        run(capfd, ['eval', model, *common])
+        assert measured.pop() == held_out
+    run(capfd, ['eval', tmp_path / 'run', *common, '--seed', 0])
+    assert measured.pop() == load_data(recipe(f'data.path={videos}'))[1]
+
+
 def refused(message, *settings, out, kind=BvtamError):
     with pytest.raises(kind) as caught:
         train(recipe(*settings), out)
@@ -187,8 +209,13 @@ def test_images_then_short_clips_then_longer_ones(images, videos, tmp_path, capl
     image = (*IMAGE, clip, 'batch_size=4', 'epochs=1', 'workers=0', f'data.path={images}')
     results = train(Recipe.load('image', image), tmp_path / 'image')
     assert results['steps'] == 2 and results['last']['val_num_videos'] == 4
-    net = bvtam.create_model(f'local-dir:{tmp_path / "image" / "best"}', pretrained=True)
+    best = f'local-dir:{tmp_path / "image" / "best"}'
+    net = bvtam.create_model(best, pretrained=True)
     assert net.label_names == ['cat', 'dog'] and net.input_kind == 'image'
+    card = (tmp_path / 'image' / 'best' / 'README.md').read_text()
+    assert 'pipeline_tag: image-classification' in card and 'frames' not in card
+    again = (f'model={best}', 'model_options={}', *image[2:], 'init=pretrained')
+    assert train(Recipe.load('image', again), tmp_path / 'again')['steps'] == 2
 
     sizes = 'resize: 32, crop_size: 32'
     stages = (('short', 'bvtam_tiny_8x2', 4, 'image'), ('long', 'bvtam_r50_16x2', 8, 'short'))

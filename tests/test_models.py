@@ -139,6 +139,14 @@ def test_checkpointing_changes_nothing(name):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=key)  # batches are counted once
 
 
+def test_checkpointing_counts_synchronised_batches_once():
+    net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(make('bvtam_tiny_8x2')).train()
+    net.set_grad_checkpointing()
+    net(random_input(net, batch=2)).square().mean().backward()
+    counts = [b.item() for name, b in net.named_buffers() if name.endswith('num_batches_tracked')]
+    assert counts and set(counts) == {1}
+
+
 @pytest.mark.parametrize('name', SMALL)
 def test_parameter_groups(name):
     model = make(name)

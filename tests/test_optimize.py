@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from test_stream import assert_streams, clip, random_net
-from torch import nn
+from torch import Tensor, nn
 
 import bvtam
 from bvtam.errors import BvtamError
@@ -105,6 +105,25 @@ def test_its_state_dict_is_whole():
         assert torch.equal(copy.deepcopy(nets[0])(x), nets[0](x))
 
 
+def test_a_copy_shares_nothing_that_changes():
+    fast, x = bvtam.optimize(random_net('bvtam_tiny_8x2')), clip(4, 32, 32)  # no weight is packed
+    with torch.no_grad():
+        want = fast(x)
+        copy.deepcopy(fast).float()
+        assert torch.equal(fast(x), want)
+
+
+def test_it_needs_no_float64_where_the_net_lies(monkeypatch):
+    """As on Apple's GPUs; the meta device stands for one, and what is on the CPU may be wide."""
+    net = bvtam.create_model('bvtam_tiny_8x2').eval().to('meta')
+    wide, folded = [], Tensor.double
+    monkeypatch.setattr(Tensor, 'double', lambda x: wide.append(x.device.type) or folded(x))
+    monkeypatch.setattr(Tensor, 'cpu', lambda x: torch.zeros(x.shape))
+    fast = bvtam.optimize(net)
+    assert set(wide) == {'cpu'}
+    assert {p.device.type for p in fast.parameters()} == {'meta'}
+
+
 def test_what_cannot_be_optimised(tmp_path):
     net = bvtam.create_model('bvtam_tiny_8x2')
     with pytest.raises(BvtamError, match=r'call model.eval\(\) first'):
@@ -116,6 +135,8 @@ def test_what_cannot_be_optimised(tmp_path):
         bvtam.optimize(fast)
     with pytest.raises(BvtamError, match='stays where it is'):
         fast.to('meta')
+    with pytest.raises(BvtamError, match='in its precision'):
+        fast.bfloat16()
     with pytest.raises(BvtamError, match='an optimised net cannot be saved'):
         bvtam.save_pretrained(fast, tmp_path / 'net')
 

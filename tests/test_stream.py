@@ -91,7 +91,13 @@ NETS = {
     'tam_resnet50_f8': {'backbone': 'test_resnet', 'temporal_pool': True},
     'tsn_resnet50_f8': {'backbone': 'test_resnet'},
 }
-BACKBONES = ('regnety_002', 'convnext_atto', 'efficientnet_b0', 'mobilenetv3_small_050')
+BACKBONES = (
+    'regnety_002',
+    'regnetv_040',
+    'convnext_atto',
+    'efficientnet_b0',
+    'mobilenetv3_small_050',
+)
 
 
 @pytest.mark.parametrize('name', NETS)
@@ -103,6 +109,17 @@ def test_resnets(name, frames):
 @pytest.mark.parametrize('backbone', BACKBONES)
 def test_other_backbones(backbone):
     assert_streams(random_net('tam_resnet50_f8', backbone=backbone, causal=False), clip(7, 64, 64))
+
+
+def test_a_frame_may_change_once_it_is_pushed():
+    net, video = random_net('bvtam_tiny_8x2'), clip(6, 32, 32)
+    buffer = torch.empty(32, 32, 3, dtype=torch.float64)
+    stream, steps = bvtam.stream(net), []
+    for frame in video[0].unbind(1):
+        buffer.copy_(frame.permute(1, 2, 0))
+        steps += stream.push(buffer.permute(2, 0, 1)[None])
+    with torch.no_grad():
+        torch.testing.assert_close((steps + stream.finish())[-1].logits, net(video))
 
 
 def test_a_causal_net_does_not_see_what_comes():

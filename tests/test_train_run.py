@@ -18,6 +18,7 @@ from bvtam.engine.evaluate import evaluate
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.run_folder import locked
 from bvtam.engine.setup import build_net, initialise
+from bvtam.engine.train import Trainer
 from bvtam.errors import BvtamError
 
 
@@ -153,9 +154,52 @@ def test_no_space_left(tmp_path, monkeypatch, at):
     assert product(out) == product(tmp_path / 'whole')
 
 
-def test_other_optimizers_go_on_too(tmp_path, monkeypatch):
-    """Some keep counts beside their tensors."""
-    settings = ('optimizer.name=lamb', 'epochs=3')
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
+    out = tmp_path / 'out'
+    make(out=out, val=Clips(6)).fit()
+    before = times(out)
+    refused('other data (training videos differ)', make(out=out, data=Clips(6), val=Clips(6)).fit)
+    refused('other data (validation videos differ)', make(out=out, val=Clips(8)).fit)
+    for names, what in (('abx', 'label names'), ('abcd', 'label names, number of classes')):
+        net = build_net(recipe(), list(names), len(names))
+        trainer = Trainer(net, recipe(), Clips(), Clips(6), out)
+        refused(f'other data ({what} differ): name another folder', trainer.fit)
+    assert times(out) == before
+
+
+def test_other_files_beside_the_nets_stay(tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    trainer = make(out=out, val=Clips(4))
+    monkeypatch.setattr(trainer, '_evaluate', interrupt(trainer, trainer._evaluate, epoch=2))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    (out / 'last' / 'notes.txt').write_text('mine')
+    (out / 'last' / 'more').mkdir()
+    (out / 'last' / 'more' / 'net.onnx').write_text('mine too')
+    make(out=out, val=Clips(4)).fit()
+    assert (out / 'last' / 'notes.txt').read_text() == 'mine'
+    assert (out / 'last' / 'more' / 'net.onnx').read_text() == 'mine too'
+
+
+def test_optimizers_that_cannot_be_used():
+    refused('optimizer.name: adahessian needs second', lambda: make('optimizer.name=adahessian'))
+    refused('recipe: optimizer.name: ', lambda: make('optimizer.name=fusedadam'))
+
+
+def test_synchronised_norms_keep_what_follows_them():
+    settings = ('model=tsm_resnet50_f8', 'model_options={backbone: regnety_002}')
+    plain = build_net(recipe(*settings), list('abc'), 3).eval()
+    net = build_net(recipe(*settings, 'sync_bn=true'), list('abc'), 3).eval()
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in net.modules())
+    x = torch.randn(1, 3, 2, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(net(x), plain(x))
+
+
+@pytest.mark.parametrize('name', ['lamb', 'adafactorbv'])
+def test_other_optimizers_go_on_too(tmp_path, monkeypatch, name):
+    """Some keep counts beside their tensors, or types."""
+    settings = (f'optimizer.name={name}', 'epochs=3')
     whole, out = tmp_path / 'whole', tmp_path / 'out'
     make(*settings, out=whole, val=Clips(4)).fit()
     trainer = make(*settings, out=out, val=Clips(4))

@@ -16,7 +16,10 @@ import torch
 import bvtam
 from bvtam.data.motion import MotionClips
 from bvtam.engine.motion import evaluate_motion
+from bvtam.engine.recipe import Recipe
+from bvtam.engine.setup import build_net
 from bvtam.errors import BvtamError
+from bvtam.flops import flops
 from bvtam.hub import cards, download, store, table
 from bvtam.hub.push import push_folder
 
@@ -80,8 +83,6 @@ def test_cards_are_not_stale(tmp_path):
 
 
 def test_costs_in_the_table_are_counted():
-    from bvtam.flops import flops
-
     for name in ('blresnet50.in1k_ibm', 'tsm_resnet50_f8.ssv1_mit', NAME):
         entry = table.entries()[name]
         clip = cards.published_model(entry).clip_config
@@ -101,6 +102,32 @@ def test_web_pages_are_explained():
         BvtamError, match=r'known are bvtam_r50_8x2.motion, bvtam_r50_8x2.ssv1_ibm, '
     ):
         bvtam.create_model('bvtam_r50_8x2.nothing', pretrained=True)
+
+
+def test_a_name_without_its_weights_downloads_nothing(monkeypatch):
+    monkeypatch.setattr(store, 'downloaders', [])
+    for name in ('tsm_resnet50_f8.k400_dense_mit', NAME):
+        entry = table.entries()[name]
+        net = bvtam.create_model(name)
+        assert net.num_classes == entry.num_classes
+        assert net.clip_config == cards.published_model(entry).clip_config
+        assert flops(name, 2, 32)['params'] == entry.costs['params']
+    assert bvtam.create_model(NAME, num_classes=5).num_classes == 5
+    with pytest.raises(BvtamError, match='pass pretrained=False without the tag'):
+        bvtam.create_model('bvtam_r50_8x2.nothing')
+    chosen = Recipe.load('', [f'model={NAME}', 'init=auto'])
+    assert build_net(chosen, None, 3).num_classes == 3
+
+
+def test_only_nets_of_the_zoo_are_saved(tmp_path):
+    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
+    folder = bvtam.save_pretrained(torch.compile(net, backend='eager'), tmp_path / 'net')
+    saved = bvtam.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
+    with pytest.raises(BvtamError, match='FeatureGetterNet is no net as create_model gives it'):
+        features = bvtam.create_model('bvtam_tiny_8x2', features_only=True)
+        bvtam.save_pretrained(features, tmp_path / 'features')
+    assert not (tmp_path / 'features').exists()
 
 
 @torch.no_grad()
@@ -240,6 +267,20 @@ def test_push_to_a_branch_and_as_a_pull_request(monkeypatch):
         assert 'discussions/1' in bvtam.push_to_hub(model, 'alice/net', create_pr=True)
         name = 'hf-hub:alice/net@refs/pr/1'
         assert bvtam.create_model(name, pretrained=True).num_classes == 3
+
+
+def test_a_lost_connection_is_said_in_one_line(monkeypatch):
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
+    with local_hub.LocalHub() as hub:
+        hub.add_user('alice', 'hf_alice')
+        hub.patch(monkeypatch, token='hf_alice')
+        bvtam.push_to_hub(model, 'alice/net')
+        hub.cut('model.safetensors', reset=True)
+        with pytest.raises(BvtamError, match='the Hub cannot be reached'):
+            bvtam.create_model('hf-hub:alice/net', pretrained=True)
+        assert bvtam.create_model('hf-hub:alice/net', pretrained=True).num_classes == 3
+    with pytest.raises(BvtamError, match='alice/other: the Hub cannot be reached'):  # it is gone
+        bvtam.push_to_hub(model, 'alice/other')
 
 
 def test_what_the_hub_refuses_is_said_in_one_line(tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def _reporter(show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
     return report
 
 
-_EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'precision', 'as_json'}
+_EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'precision', 'seed', 'as_json'}
 
 
 @app.command('eval')
@@ -141,7 +141,13 @@ def eval_(
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
     count: Annotated[int, typer.Option(help='Of motion: clips.')] = 2000,
-    seed: Annotated[int, typer.Option(help='Of motion: other seeds, other clips.')] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help='Of motion: other seeds, other clips (default 1). Else of the draw of --val-share '
+            "(default: the run's own, or 0)."
+        ),
+    ] = None,
     videos: Annotated[
         bool, typer.Option('--videos', help='Of motion: by way of H.264 files, 320x240 at 10 fps.')
     ] = False,
@@ -154,10 +160,11 @@ def eval_(
     """
     from ..data.datasets import load_images, load_records
     from ..engine.evaluate import evaluate
+    from ..engine.run_folder import run_seed
 
     _join()
     motion = data == 'motion'
-    check_given(context, motion, {'count', 'seed', 'videos'}, _EVAL_BOTH)
+    check_given(context, motion, {'count', 'videos'}, _EVAL_BOTH)
     if motion:
         from ..engine.motion import evaluate_motion
 
@@ -165,7 +172,7 @@ def eval_(
             result = evaluate_motion(
                 load_net(model, precision),
                 count,
-                seed,
+                1 if seed is None else seed,
                 videos=videos,
                 batch_size=batch_size,
                 workers=workers,
@@ -178,7 +185,12 @@ def eval_(
         net = load_net(model, precision)
         load = load_images if net.input_kind == 'image' else load_records
         records, names = load(
-            data, split, root=root or None, labels=net.label_names, val_share=val_share
+            data,
+            split,
+            root=root or None,
+            labels=net.label_names,
+            val_share=val_share,
+            seed=run_seed(model) if seed is None else seed,
         )
         result = evaluate(
             net,

@@ -131,8 +131,15 @@ def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """What its groups hold besides parameters, for JSON: some count their steps there."""
-    groups = [{k: v for k, v in g.items() if k != 'params'} for g in optimizer.param_groups]
-    return json.loads(json.dumps(groups, default=lambda value: value.item()))
+    kinds = (int, float, str, list, tuple)  # others, such as types, do not change in training
+    return [
+        {k: v for k, v in _plain(group).items() if k != 'params' and isinstance(v, kinds)}
+        for group in optimizer.param_groups
+    ]
+
+
+def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()}
 
 
 def load_optimizer(

@@ -91,7 +91,7 @@ def evaluate(
     """
     check_policy(on_error, ('skip', 'raise'))
     check_counts(batch_size=batch_size, workers=workers or 1)
-    name, labels = _check_model(model)
+    name, labels = check_model(model)
     dataset, views = _test_views(model, records_or_dataset, num_clips, num_crops, on_error)
     label_names = label_names or getattr(dataset, 'label_names', None)
     order = _match(name, model.num_classes, labels, label_names)
@@ -181,7 +181,7 @@ def evaluate(
 # ---- the model and the data ----
 
 
-def _check_model(model: nn.Module) -> tuple[str, list[str] | None]:
+def check_model(model: nn.Module) -> tuple[str, list[str] | None]:
     """Its name, and its label names."""
     name, labels = model_name(model), getattr(model, 'label_names', None)
     if getattr(model, 'clip_config', None) is None:

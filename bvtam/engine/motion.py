@@ -16,7 +16,7 @@ from ..clip import ClipConfig
 from ..data.datasets import Record, VideoDataset
 from ..data.motion import MotionClips
 from ..data.motion_files import write_video
-from .evaluate import evaluate
+from .evaluate import check_model, evaluate
 
 # As users film: 4.8 seconds, so that a clip of 16 frames takes every third.
 _FRAMES, _SIZE, _FPS, _CUT_UNIT = 48, (240, 320), 10.0, 12
@@ -53,6 +53,7 @@ def evaluate_motion(
     Raises:
         BvtamError: as `evaluate` and `MotionClips`.
     """
+    check_model(model)
     clip = model.clip_config
     common = {'family': 'all', 'seed': seed, 'split': 'test', 'held_out': held_out}
     with TemporaryDirectory() as scratch:

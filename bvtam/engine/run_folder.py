@@ -70,12 +70,7 @@ def open_run(out: Path, recipe: Recipe, resume: str) -> None:
         return
     if resume == 'never':
         raise BvtamError(f'{out} holds a run: name another folder with --out, or resume it')
-    try:
-        before = Recipe.from_dict(yaml.safe_load(path.read_text(encoding='utf-8')))
-    except (OSError, ValueError, yaml.YAMLError, BvtamError) as error:
-        raise BvtamError(
-            f'{path} cannot be read: {error}; name another folder with --out'
-        ) from None
+    before = _read_recipe(path)
     was, now = _flat(before.to_dict()), _flat(recipe.to_dict())
     changed = [key for key in now if was.get(key) != now[key] and key not in FREE]
     if changed:
@@ -83,6 +78,24 @@ def open_run(out: Path, recipe: Recipe, resume: str) -> None:
         raise BvtamError(
             f'{out} holds a run with another recipe ({what}): name another folder with --out'
         )
+
+
+def _read_recipe(path: Path) -> Recipe:
+    try:
+        return Recipe.from_dict(yaml.safe_load(path.read_text(encoding='utf-8')))
+    except (OSError, ValueError, yaml.YAMLError, BvtamError) as error:
+        raise BvtamError(
+            f'{path} cannot be read: {error}; name another folder with --out'
+        ) from None
+
+
+def run_seed(model: str) -> int:
+    """The seed of the run that `model` is the folder of, or whose best/ or last/; of others 0."""
+    folder = Path(model.removeprefix('local-dir:'))
+    for path in (folder / RECIPE, folder.parent / RECIPE):
+        if folder.is_dir() and path.is_file():
+            return _read_recipe(path).run.seed
+    return 0
 
 
 class Journal:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -73,7 +74,7 @@ def build_net(recipe: Recipe, label_names: list[str] | None, num_classes: int) -
             raise BvtamError(f'run.cheap_recompute is for bLVNet and bLNet, and {arch} is neither')
         net.set_cheap_recompute()
     if recipe.run.sync_bn:
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        net = convert_sync_batchnorm(net)  # torch's own would lose timm's activations
     return net
 
 
@@ -174,7 +175,7 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             groups.setdefault(key, []).append(parameter)
     momentum = {'momentum': settings.momentum} if settings.name in ('sgd', 'momentum') else {}
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             [
                 {'params': parameters, 'lr_scale': factor, 'weight_decay': decay}
                 for (factor, decay), parameters in groups.items()
@@ -184,8 +185,11 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             weight_decay=settings.weight_decay,
             **momentum,
         )
-    except ValueError as error:
+    except (ValueError, ImportError, AssertionError, RuntimeError) as error:
         raise BvtamError(f'recipe: optimizer.name: {error}') from None
+    if getattr(optimizer, 'is_second_order', False):
+        raise BvtamError(f'recipe: optimizer.name: {settings.name} needs second derivatives')
+    return optimizer
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Scheduler:

@@ -17,7 +17,7 @@ from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, loa
 from ..data.motion import MotionClips, TwoLengths
 from ..data.transforms import TrainTransform, flip_label_map
 from ..errors import BvtamError
-from ..factory import create_model
+from ..factory import architecture, create_model
 from .recipe import Recipe
 from .setup import build_net, model_source
 from .train import Trainer
@@ -137,7 +137,8 @@ def load_data(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] | N
     data = recipe.data
     if not (data.path or data.train):
         raise BvtamError('no data: name a dataset with --data DIR (data.path in the recipe)')
-    load = load_images if is_image_net(recipe.model) else load_records
+    images = architecture(recipe.model).startswith('blresnet')
+    load = load_images if images else load_records
     options = {'root': data.root or None, 'seed': recipe.run.seed}
     if data.path:
         options['val_share'] = data.val_share
@@ -147,10 +148,6 @@ def load_data(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] | N
     train_records, names = load(data.train, '', **options)
     val_records = load(data.val, '', labels=names, **options)[0] if data.val else []
     return train_records, val_records, names
-
-
-def is_image_net(model: str) -> bool:
-    return model.startswith('blresnet')
 
 
 def datasets(

@@ -20,6 +20,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +343,9 @@ class Trainer:
     def _publish(self, which: str) -> None:
         if self.out:
             origin = f'Trained by `bvtam train`, {self.epoch} epochs; see recipe.yaml of the run.'
-            self.team.in_main(lambda: save_pretrained(self._evaluated(), self.out / which, origin))
+            self.team.in_main(
+                lambda: save_pretrained(self._evaluated(), self.out / which, origin, keep=True)
+            )
 
     def _save(self, steps_done: int) -> None:
         """A checkpoint at `steps_done` steps of the epoch that is under way."""
@@ -367,6 +370,7 @@ class Trainer:
             'failed': self.failures.reasons,
             'scaler': self.scaler.state_dict(),
             'groups': checkpoint.group_settings(self.optimizer),
+            'data': self._data(),
         }
 
         def write() -> None:
@@ -393,6 +397,13 @@ class Trainer:
         self.journal.cut(state['metrics_bytes'], state['step'])  # the rest will be written again
         if newest is None:
             return 0
+        now = self._data()
+        was = state.get('data', now)
+        if changed := [key for key in now if was.get(key) != now[key]]:
+            raise BvtamError(
+                f'{self.out} holds a run on other data ({", ".join(changed)} differ): name another '
+                'folder with --out'
+            )
         self.net.load_state_dict(checkpoint.read_tensors(newest, 'model'))
         tensors = checkpoint.read_tensors(newest, 'optimizer')
         checkpoint.load_optimizer(self.net, self.optimizer, tensors, state['groups'])
@@ -411,6 +422,15 @@ class Trainer:
         if self.team.main:
             log.warning('the run in %s %s', self.out, what)
         return state['steps_done']
+
+    def _data(self) -> dict[str, Any]:
+        """What tells whether a resumed run has the data that it began with."""
+        found = {'label names': self.net.label_names, 'number of classes': self.net.num_classes}
+        for name, data in (('training', self.train_set), ('validation', self.val_set)):
+            records = [[r.source, r.label] for r in getattr(data, 'records', ())]
+            digest = blake2b(json.dumps(records).encode(), digest_size=8).hexdigest()
+            found[f'{name} videos'] = [len(data) if data is not None else 0, digest]
+        return found
 
     def _finish(self) -> dict[str, Any]:
         results = {'epochs': self.epoch, 'steps': self.step, 'last': self.last, 'best': self.best}

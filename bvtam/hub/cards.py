@@ -45,7 +45,7 @@ def card(model: nn.Module, entry: Entry | None = None, origin: str = '', licence
         licence: of other weights, as the Hub names it; left open when nobody chose one.
     """
     name = entry.name if entry else model.model_name
-    task = 'video-classification' if model.clip_config else 'image-classification'
+    task = f'{"image" if model.input_kind == "image" else "video"}-classification'
     data = ModelCardData(
         model_name=name,
         library_name='timm',
@@ -99,8 +99,9 @@ def _facts(model: nn.Module, entry: Entry | None) -> str:
     facts = [f'{params:,} parameters, {model.num_classes} classes']
     if clip := model.clip_config:
         stride = f', stride {clip.frame_stride}' if clip.sampling == 'dense' else ''
+        frames = [f'{clip.num_frames} frames, {clip.sampling} sampling{stride}']
         facts += [
-            f'{clip.num_frames} frames, {clip.sampling} sampling{stride}',
+            *(frames if model.input_kind == 'clip' else ()),
             f'shorter side {clip.resize}, crop {clip.crop_size}',
             f'views at test time: {clip.num_clips} clip(s) x {clip.num_crops} crop(s)',
         ]

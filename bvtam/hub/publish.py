@@ -20,21 +20,27 @@ from .table import Entry
 
 
 @contextmanager
-def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
+def atomic_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
     """Yields a new folder beside `folder` that takes its place, whole, when the block ends well.
 
+    Args:
+        keep: what else lies in `folder` comes along.
+
     Raises:
-        BvtamError: `folder` is there and is neither empty nor a zoo folder.
+        BvtamError: `folder` is there and is no folder, or without `keep` holds other things.
     """
     folder = Path(folder).resolve()  # a link stays one
-    if folder.exists() and not (folder.is_dir() and _replaceable(folder)):
+    others = _strangers(folder)
+    if (folder.exists() and not folder.is_dir()) or (others and not keep):
         raise BvtamError(f'{folder} is there and is no zoo folder: name another one')
     new, old = (folder.with_name(f'.{folder.name}.{os.getpid()}.{end}') for end in ('new', 'old'))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         new.mkdir()
         yield new
-        for path in new.iterdir():
+        for path in others:
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+        for path in filter(Path.is_file, new.iterdir()):
             with path.open('rb') as file:
                 os.fsync(file.fileno())
         if folder.exists():
@@ -53,10 +59,10 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _replaceable(folder: Path) -> bool:
-    """Whether all that lies there is what this module writes."""
+def _strangers(folder: Path) -> list[Path]:
+    """What lies in a zoo folder that this module does not write; none where there is no folder."""
     own = {store.CONFIG, store.WEIGHTS, store.CARD, store.GOLDEN, store.SUMS}
-    return all(path.name in own for path in folder.iterdir())
+    return [path for path in folder.iterdir() if path.name not in own] if folder.is_dir() else []
 
 
 def save_pretrained(
@@ -66,6 +72,7 @@ def save_pretrained(
     licence: str = '',
     entry: Entry | None = None,
     half: bool = False,
+    keep: bool = False,
 ) -> Path:
     """Writes a zoo folder: config.json, weights, model card, a golden pair, and their SHA-256.
 
@@ -76,14 +83,21 @@ def save_pretrained(
         licence: of the weights, as the Hub names it; left open when nobody chose one.
         entry: the published weights that these are.
         half: keep convolutions and the classifier in float16, and round those of `model` to it.
+        keep: other files in `folder` come along, in place of an error.
 
     Returns:
         The folder.
 
     Raises:
         BvtamError: `folder` is there and is no zoo folder, it cannot be written, the net is an
-            optimised one, or has label names of another number than its classes.
+            optimised one or none of this package, or has label names of another number than its
+            classes.
     """
+    model = getattr(model, '_orig_mod', model)  # of a compiled one
+    if not all(hasattr(model, name) for name in ('num_classes', 'clip_config', 'label_names')):
+        raise BvtamError(
+            f'{type(model).__name__} is no net as create_model gives it (features_only is none)'
+        )
     if getattr(model, 'optimized', False):
         raise BvtamError('an optimised net cannot be saved: save the one that it was made of')
     if model.label_names and len(model.label_names) != model.num_classes:
@@ -92,7 +106,7 @@ def save_pretrained(
             'model.label_names to one name per class, or to None'
         )
     licence = entry.licence if entry else licence
-    with atomic_folder(folder) as new:
+    with atomic_folder(folder, keep) as new:
         cards.write_config(model, new / store.CONFIG, licence)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         if half:  # norms and temporal weights are few, and some of them small beyond float16

@@ -78,8 +78,8 @@ def push_folder(
             status, 'try again later'
         )
         raise BvtamError(f'{repo_id}: the Hub answers {status}; {fix}') from None
-    except OSError as error:
-        raise BvtamError(f'{repo_id}: the Hub cannot be reached ({error}); try again') from None
+    except Exception as error:  # the client's own network errors have no common base
+        raise BvtamError(f'{repo_id}: the Hub cannot be reached ({error}); try again') from error
     return commit.pr_url or commit.commit_url
 
 

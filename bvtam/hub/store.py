@@ -133,7 +133,7 @@ def find(arch: str, tag: str = '') -> Path:
         raise BvtamError(
             f'no weights named {f"{arch}.{tag}" if tag else arch} on this machine{others}: convert the '
             f"authors' checkpoint with `bvtam convert CHECKPOINT --name {arch}.{tag or 'TAG'}`, or "
-            'pass pretrained=False'
+            f'pass pretrained=False{" without the tag" if tag else ""}'
         )
     entry = wanted[0]
     if entry.ships:
@@ -280,6 +280,8 @@ def from_hub(repo_id: str, weights: bool = True, cache: str | os.PathLike | None
         why = f'cannot be had: the Hub answers {status}{token}'
     except (OSError, ValueError) as error:  # a revision that is no file's name
         why = f'cannot be had: {error}'
+    except Exception as error:  # the client's own network errors have no common base
+        why = f'cannot be had: the Hub cannot be reached ({error}); try again'
     else:
         return Path(path).parent
     raise BvtamError(f'hf-hub:{repo_id} {why}')

@@ -60,9 +60,11 @@ def evidence(
         logits = model.forward_head(features)[0].float()
         weight, bias = head.weight.float(), head.bias.float()
         place = int(logits.argmax())
-        contrast = weight[place] - weight.mean(0), bias[place] - bias.mean()
-        maps = torch.einsum('cthw,c->thw', features[0].float(), contrast[0]) + contrast[1]
         lead = logits[place] - logits.mean()
+        maps = torch.full((1, 1, 1), torch.nan)
+        if features.shape[1] == weight.shape[1]:
+            contrast = weight[place] - weight.mean(0), bias[place] - bias.mean()
+            maps = torch.einsum('cthw,c->thw', features[0].float(), contrast[0]) + contrast[1]
         if not torch.isclose(maps.mean(), lead, rtol=1e-2, atol=1e-2 * logits.abs().max()):
             raise BvtamError(f'{net.name} does not average its features: it has no such maps')
     return {

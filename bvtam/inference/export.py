@@ -12,7 +12,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as symbolic
 from torch import Tensor, nn
 
 from ..clip import ClipConfig
@@ -60,6 +61,8 @@ def export(
     form = SUFFIXES.get(path.suffix)
     if form is None:
         raise BvtamError(f'{path.name}: the suffix must be one of {", ".join(SUFFIXES)}')
+    if not (hasattr(model, 'model_name') and hasattr(model, 'input_kind')):
+        raise BvtamError(f'export takes a net as create_model gives it, not {type(model).__name__}')
     if model.training or getattr(model, 'optimized', False):
         raise BvtamError('export needs a net in eval mode that is not optimised')
     if calibration is not None and form == 'torch.export':
@@ -85,8 +88,8 @@ def calibration_clips(data: str, clip: ClipConfig, count: int = 100) -> Iterator
             yield normalize(clips[i]['clip'][None], clip)
         return
     videos = find_videos([data])
-    step = max(1, len(videos) // count)
-    for video in videos[::step][:count]:
+    number = min(count, len(videos))
+    for video in (videos[i * len(videos) // number] for i in range(number)):
         reader = open_video(video)
         (indices,) = clip_indices(
             reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
@@ -178,7 +181,13 @@ def _program(model: nn.Module) -> torch.export.ExportedProgram:
         shape = (*shape[:2], *shape[3:])
     clip = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
     dims = {axis: torch.export.Dim.AUTO for axis in range(clip.ndim) if axis != 1}
-    with torch.no_grad():
+    # A size of 1 on the way, as of one pair of frames, is no constant (torch before 2.7: it is).
+    free = (
+        symbolic.patch(backed_size_oblivious=True)
+        if hasattr(symbolic, 'backed_size_oblivious')
+        else nullcontext()
+    )
+    with torch.no_grad(), free:
         return torch.export.export(model, (clip,), dynamic_shapes=(dims,))
 
 

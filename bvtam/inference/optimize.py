@@ -91,8 +91,9 @@ class FusedConv(nn.Module):
     ) -> None:
         super().__init__()
         weight, bias = _folded(conv, norm)
-        weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        device = conv.weight.device
+        weight = weight.to(dtype).to(device, memory_format=torch.channels_last)
+        self.bias = nn.Parameter(bias.to(dtype).to(device), requires_grad=False)
         self.relu, self.packed = relu, None
         self.geometry = [list(p) for p in (conv.padding, conv.stride, conv.dilation)]
         self.groups = conv.groups
@@ -140,11 +141,19 @@ class FusedConv(nn.Module):
             destination[f'{prefix}weight'] = self.packed.to_dense()
 
     def __deepcopy__(self, memo):
-        return self  # nothing in it ever changes
+        memo[id(self.packed)] = self.packed  # nothing in it ever changes, and torch cannot copy it
+        new = memo[id(self)] = self.__new__(type(self))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
 
     def _apply(self, fn, recurse=True):
-        if self.packed is not None and fn(self.bias).device != self.bias.device:
-            raise BvtamError('an optimised net stays where it is: optimise it on the other device')
+        if self.packed is not None:
+            moved = fn(self.bias)
+            if (moved.device, moved.dtype) != (self.bias.device, self.bias.dtype):
+                raise BvtamError(
+                    'an optimised net stays where it is, in its precision: optimise the net that it '
+                    'was made of, there or in another'
+                )
         return super()._apply(fn, recurse)
 
 
@@ -159,16 +168,20 @@ def _has_bf16() -> bool:
 
 
 def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """float64 weights and bias of both."""
-    weight = conv.weight.double()
-    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+    """float64 weights and bias of both, on the CPU: Apple's GPUs know no float64."""
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.detach().cpu().double()
+
+    weight = wide(conv.weight)
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else wide(conv.bias)
     if norm is None:
         return weight, bias
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    shift = -norm.running_mean.double() * scale
+    scale = (wide(norm.running_var) + norm.eps).rsqrt()
+    shift = -wide(norm.running_mean) * scale
     if norm.affine:
-        scale = scale * norm.weight.double()
-        shift = shift * norm.weight.double() + norm.bias.double()
+        scale = scale * wide(norm.weight)
+        shift = shift * wide(norm.weight) + wide(norm.bias)
     return weight * scale[:, None, None, None], bias * scale + shift
 
 

@@ -104,7 +104,9 @@ class Stream:
                 f'expected a frame of shape {tuple(self._shape)} as before, got {tuple(frame.shape)}'
             )
         self._shape = frame.shape
-        self._slots.append(frame.contiguous(memory_format=torch.channels_last))
+        self._slots.append(
+            frame.clone(memory_format=torch.channels_last)
+        )  # the caller's may change
         if len(self._slots) < self.model.frames_per_step:
             return []
         slots, self._slots = self._slots, []
@@ -135,7 +137,8 @@ class Stream:
         pooled = self.model.forward_head(x.unsqueeze(2), pre_logits=True)
         if pooled.ndim > 2:  # the net was made with global_pool=''
             return StreamStep(index, x, None, None)
-        self._sum = self._sum + pooled.double()
+        wide = torch.float32 if pooled.device.type == 'mps' else torch.float64  # which that lacks
+        self._sum = self._sum + pooled.to(wide)
         count = self._steps
         if self.last is not None:
             self._recent.append(pooled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -117,7 +118,7 @@ def windows_many(
         BvtamError, FileNotFoundError: as from `predict_many`.
     """
     check_policy(on_error, ('raise', 'skip'))
-    videos = list(videos)
+    videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     failures = Failures(len(videos)) if failures is None else failures
     for video in videos:
         try:

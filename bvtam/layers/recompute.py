@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import derived
 from .temporal import TAM, TamFunction
@@ -207,7 +208,7 @@ def norm_relu_split(x: Tensor, norm: nn.Module, temporal: nn.Module | None, num_
 @contextmanager
 def _running_stats_kept(module: nn.Module) -> Iterator[None]:
     """Batch norms normalise by their batch as ever, but count it no second time."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     buffers = [b for norm in norms for b in norm.buffers()]
     before = [b.clone() for b in buffers]
     try:

@@ -1,6 +1,6 @@
 """Temporal operators inside the residual blocks of timm's image networks.
 
-timm's residual blocks begin `shortcut = x; x = self.<first layer>(x)`. An operator takes the place of
+timm's residual blocks begin `shortcut = x; x = self.<first layer>(x)`, some with a norm before. An operator takes the place of
 that first layer and holds it, so timm's own code runs, and the shortcut gets the frames before they
 are aggregated. Frames are folded, (B*T, C, H, W). T comes from the input; an operator learns it from
 `run_clips`, through a thread-local that is set only during that call.
@@ -112,6 +112,11 @@ def units(part: nn.Module) -> Iterator[nn.Module]:
         return
     for child in part.children():
         yield from units(child)
+
+
+def before_branch(unit: nn.Module) -> nn.Module | None:
+    """What a unit does before it comes to its operator, if anything."""
+    return unit.norm1 if type(unit) is regnet.PreBottleneck else None
 
 
 def drop_clips_whole(net: nn.Module) -> None:

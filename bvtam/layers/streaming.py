@@ -26,16 +26,20 @@ class Link:
         form: of the operator: 'plain', 'split' or 'pair'.
         after: (x, *outputs) -> x of the next link; x is the step that the outputs are of.
         before: what happens to each source before the operator.
+        reads: what the operator reads of a source, where `after` begins with the same.
     """
 
     operator: nn.Module
     form: str
     after: Callable[..., Tensor]
     before: Callable[[Tensor], Tensor] | None = None
+    reads: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.back, self.ahead = self.operator.reach(self.form)
-        self.held: deque[Slots] = deque()
+        self.held: deque[tuple[Tensor, Slots]] = (
+            deque()
+        )  # a step, and what the operator reads of it
         self.first = 0  # number of the first step that is held
         self.next = 0  # number of the step that comes out next
 
@@ -45,7 +49,8 @@ class Link:
 
     def push(self, x: Slots) -> Iterator[Tensor]:
         """What the step that comes now completes."""
-        self.held.append(x if self.before is None else [self.before(slot) for slot in x])
+        x = x if self.before is None else [self.before(slot) for slot in x]
+        self.held.append((x[0], x if self.reads is None else [self.reads(slot) for slot in x]))
         if self.first + len(self.held) > self.next + self.ahead:
             yield self._step()
 
@@ -57,7 +62,7 @@ class Link:
     def _step(self) -> Tensor:
         held, now = self.held, self.next - self.first
         near = {
-            offset: held[now + offset]
+            offset: held[now + offset][1]
             for offset in range(-self.back, self.ahead + 1)
             if 0 <= now + offset < len(held)
         }

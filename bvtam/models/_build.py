@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..clip import IMAGENET_MEAN, IMAGENET_STD, ClipConfig
 from ..errors import BvtamError, nearest, one_line
 from ..hub import store
+from ..hub.table import Entry, entries
 
 _logger = logging.getLogger('bvtam')
 
@@ -97,6 +98,12 @@ def build(
     """
     own = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
     allow_pickle = kwargs.pop('allow_pickle', False)
+    if entry := _not_wanted(variant, pretrained, kwargs):
+        kwargs |= {
+            'pretrained_cfg': None,
+            'pretrained_cfg_overlay': {'num_classes': entry.num_classes},
+        }
+        clip = ClipConfig.from_dict(clip.to_dict() | (entry.clip or {})) if clip else None
     folder = _folder(variant, pretrained, allow_pickle, kwargs)
     config = store.read_config(folder) if folder else {}
     if config.get('architecture', variant) != variant:
@@ -140,6 +147,15 @@ def build(
     same_classes = getattr(model, 'num_classes', None) == config.get('num_classes')
     model.label_names = list(labels) if labels and same_classes else None
     return model
+
+
+def _not_wanted(variant: str, pretrained: bool, kwargs: dict) -> Entry | None:
+    """The published weights that the call names but does not want, where they are not here: their
+    classes and clip are known without a download."""
+    tag = kwargs.get('pretrained_cfg')
+    if pretrained or not isinstance(tag, str) or store.folders(variant, tag):
+        return None
+    return entries().get(f'{variant}.{tag}')
 
 
 def _folder(variant: str, pretrained: bool, allow_pickle: bool, kwargs: dict) -> Path | None:

@@ -37,6 +37,7 @@ from ..layers.recompute import checkpoint
 from ..layers.residual import (
     FIRST_LAYER,
     TemporalLayer,
+    before_branch,
     drop_clips_whole,
     insert_operators,
     residual_blocks,
@@ -217,7 +218,9 @@ class TemporalNet(nn.Module):
             for unit in units(part):
                 operators = [m.temporal for m in unit.modules() if isinstance(m, TemporalLayer)]
                 (operator,) = operators or [NoTemporal()]
-                links.append(Link(operator, 'plain', partial(run_step, unit)))
+                links.append(
+                    Link(operator, 'plain', partial(run_step, unit), reads=before_branch(unit))
+                )
             if name in self._pooled:
                 links.append(MaxPool())
         return links
