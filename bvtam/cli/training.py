@@ -101,7 +101,7 @@ def _reporter(show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
     return report
 
 
-_EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'precision', 'seed', 'as_json'}
+_EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'precision', 'as_json'}
 
 
 @app.command('eval')
@@ -141,13 +141,7 @@ def eval_(
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
     count: Annotated[int, typer.Option(help='Of motion: clips.')] = 2000,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help='Of motion: other seeds, other clips (default 1). Else of the draw of --val-share '
-            "(default: the run's own, or 0)."
-        ),
-    ] = None,
+    seed: Annotated[int, typer.Option(help='Of motion: other seeds, other clips.')] = 1,
     videos: Annotated[
         bool, typer.Option('--videos', help='Of motion: by way of H.264 files, 320x240 at 10 fps.')
     ] = False,
@@ -164,7 +158,7 @@ def eval_(
 
     _join()
     motion = data == 'motion'
-    check_given(context, motion, {'count', 'videos'}, _EVAL_BOTH)
+    check_given(context, motion, {'count', 'seed', 'videos'}, _EVAL_BOTH)
     if motion:
         from ..engine.motion import evaluate_motion
 
@@ -172,7 +166,7 @@ def eval_(
             result = evaluate_motion(
                 load_net(model, precision),
                 count,
-                1 if seed is None else seed,
+                seed,
                 videos=videos,
                 batch_size=batch_size,
                 workers=workers,
@@ -190,7 +184,7 @@ def eval_(
             root=root or None,
             labels=net.label_names,
             val_share=val_share,
-            seed=run_seed(model) if seed is None else seed,
+            seed=run_seed(model),
         )
         result = evaluate(
             net,
