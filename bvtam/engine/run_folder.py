@@ -92,10 +92,8 @@ def _read_recipe(path: Path) -> Recipe:
 def run_seed(model: str) -> int:
     """The seed of the run that `model` is the folder of, or whose best/ or last/; of others 0."""
     folder = Path(model.removeprefix('local-dir:'))
-    for path in (folder / RECIPE, folder.parent / RECIPE):
-        if folder.is_dir() and path.is_file():
-            return _read_recipe(path).run.seed
-    return 0
+    path = (folder.parent if folder.name in ('best', 'last') else folder) / RECIPE
+    return _read_recipe(path).run.seed if path.is_file() else 0
 
 
 class Journal:

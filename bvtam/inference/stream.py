@@ -104,9 +104,8 @@ class Stream:
                 f'expected a frame of shape {tuple(self._shape)} as before, got {tuple(frame.shape)}'
             )
         self._shape = frame.shape
-        self._slots.append(
-            frame.clone(memory_format=torch.channels_last)
-        )  # the caller's may change
+        # A copy: the caller may have one buffer for all frames.
+        self._slots.append(frame.clone(memory_format=torch.channels_last))
         if len(self._slots) < self.model.frames_per_step:
             return []
         slots, self._slots = self._slots, []

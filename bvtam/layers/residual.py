@@ -1,9 +1,9 @@
 """Temporal operators inside the residual blocks of timm's image networks.
 
-timm's residual blocks begin `shortcut = x; x = self.<first layer>(x)`, some with a norm before. An operator takes the place of
-that first layer and holds it, so timm's own code runs, and the shortcut gets the frames before they
-are aggregated. Frames are folded, (B*T, C, H, W). T comes from the input; an operator learns it from
-`run_clips`, through a thread-local that is set only during that call.
+timm's residual blocks begin `shortcut = x; x = self.<first layer>(x)`, some with a norm before. An
+operator takes the place of that first layer and holds it, so timm's own code runs, and the shortcut
+gets the frames before they are aggregated. Frames are folded, (B*T, C, H, W). T comes from the input;
+an operator learns it from `run_clips`, through a thread-local that is set only during that call.
 """
 
 from __future__ import annotations

@@ -37,9 +37,8 @@ class Link:
 
     def __post_init__(self) -> None:
         self.back, self.ahead = self.operator.reach(self.form)
-        self.held: deque[tuple[Tensor, Slots]] = (
-            deque()
-        )  # a step, and what the operator reads of it
+        # Steps, each with what the operator reads of it.
+        self.held: deque[tuple[Tensor, Slots]] = deque()
         self.first = 0  # number of the first step that is held
         self.next = 0  # number of the step that comes out next
 
