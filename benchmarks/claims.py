@@ -3,10 +3,11 @@
     python benchmarks/claims.py [--runs DIR] [--seeds 3] [--jobs 2] [--only PATTERN] [--list] [--figures]
 
 Every net is of the tiny size, starts from what our weights know of single frames (see `start_spatial`),
-sees the union of both families at 64x64 for the same number of clips, and is measured on clips of a seed
-that no training uses. Runs are made part by part, seed after seed, each on one core: two at once on two
-cores take less time than one after the other on both. A run goes on where it was stopped, and its result
-is written to benchmarks/results/claims.json as it comes. The figures are drawn from that file.
+sees the union of both families at 64x64 for the same number of clips (`*_long`: four times as many), and
+is measured on clips of a seed that no training uses. Runs are made part by part, seed after seed, each on
+one core: two at once on two cores take less time than one after the other on both. A run goes on where it
+was stopped, and its result is written to benchmarks/results/claims.json as it comes. The figures are
+drawn from that file.
 """
 
 import argparse
@@ -243,15 +244,16 @@ def figures(results):
     """claims.png: a panel for each part of the study of which there are results."""
     from matplotlib.figure import Figure
 
+    operators = ['tsn', 'none', 'tsm', 'tam', 'none_long', 'tsm_long', 'tam_long']
     drawn = {
-        'operators': lambda axes: _bars(
-            axes, results, ['tsn', 'none', 'tsm', 'tam', 'none_long', 'tam_long']
-        ),
+        'operators': lambda axes: _bars(axes, results, 'operators', operators),
         'transfer': lambda axes: _transfer(axes, results),
         'frames': lambda axes: _frames(axes, results),
         'stages': lambda axes: _stages(axes, results),
-        'range': lambda axes: _bars(axes, results, ['range_1', 'tam', 'range_5']),
-        'init': lambda axes: _bars(axes, results, ['tam', 'init_identity', 'init_tsm']),
+        'range': lambda axes: _bars(axes, results, 'range of TAM', ['range_1', 'tam', 'range_5']),
+        'init': lambda axes: _bars(
+            axes, results, 'start of TAM', ['tam', 'init_identity', 'init_tsm']
+        ),
     }
     own = {RUNS[r['run']].parts.partition(' ')[0] for r in results}
     shown = [part for part in PARTS if part in own]
@@ -296,12 +298,13 @@ def _stages(axes, results):
         ('tam_16x2_from_8x2', ['tam', 'tam_16x2_from_8x2']),
     ):
         rows = [r for stage in stages for r in results if r['run'] == stage and r['seed'] == 0]
-        cost = sum(3 * r['macs'] * r['clips'] for r in rows) / 1e15
+        cost = sum(3 * r['macs'] * r['clips'] for r in rows) / 1e12  # forward and backward
         _line(axes, {cost: spread(results, name)}, name)
-    axes.set(title='16x2 frames in two stages', xlabel='cost of training (10^15 MACs)')
+    axes.set(title='16x2 frames in two stages', xlabel='cost of training (10^12 MACs)')
+    axes.set_xlim(left=0)
 
 
-def _bars(axes, results, names):
+def _bars(axes, results, title, names):
     """Both families, beside what nets that see one frame (dotted) or pair (dashed) can reach."""
     for i, family in enumerate(('direction', 'order')):
         for place, name in enumerate(names):
@@ -313,7 +316,8 @@ def _bars(axes, results, names):
         for view, style in (('frame', ':'), ('pair', '--')):
             bound = 100 * MotionClips(family=family).bound(view)
             axes.axhline(bound, color=f'C{i}', linestyle=style, linewidth=1)
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=15)
+    axes.set(title=title)
 
 
 def main():
