@@ -20,6 +20,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -370,7 +371,7 @@ class Trainer:
             'failed': self.failures.reasons,
             'scaler': self.scaler.state_dict(),
             'groups': checkpoint.group_settings(self.optimizer),
-            'data': self._data(),
+            'data': self.data,
         }
 
         def write() -> None:
@@ -397,9 +398,8 @@ class Trainer:
         self.journal.cut(state['metrics_bytes'], state['step'])  # the rest will be written again
         if newest is None:
             return 0
-        now = self._data()
-        was = state.get('data', now)
-        if changed := [key for key in now if was.get(key) != now[key]]:
+        was = state.get('data', self.data)
+        if changed := [key for key, now in self.data.items() if was.get(key) != now]:
             raise BvtamError(
                 f'{self.out} holds a run on other data ({", ".join(changed)} differ): name another '
                 'folder with --out'
@@ -423,7 +423,8 @@ class Trainer:
             log.warning('the run in %s %s', self.out, what)
         return state['steps_done']
 
-    def _data(self) -> dict[str, Any]:
+    @cached_property
+    def data(self) -> dict[str, Any]:
         """What tells whether a resumed run has the data that it began with."""
         found = {'label names': self.net.label_names, 'number of classes': self.net.num_classes}
         for name, data in (('training', self.train_set), ('validation', self.val_set)):
