@@ -157,14 +157,16 @@ def test_no_space_left(tmp_path, monkeypatch, at):
 def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
     out = tmp_path / 'out'
     make(out=out, val=Clips(6)).fit()
-    before = times(out)
+    with (out / 'metrics.jsonl').open('a') as file:  # as a run that was killed leaves it
+        file.write('{"step": 7}\n')
+    before = times(out), rows(out)
     refused('other data (training videos differ)', make(out=out, data=Clips(6), val=Clips(6)).fit)
     refused('other data (validation videos differ)', make(out=out, val=Clips(8)).fit)
     for names, what in (('abx', 'label names'), ('abcd', 'label names, number of classes')):
         net = build_net(recipe(), list(names), len(names))
         trainer = Trainer(net, recipe(), Clips(), Clips(6), out)
         refused(f'other data ({what} differ): name another folder', trainer.fit)
-    assert times(out) == before
+    assert (times(out), rows(out)) == before
 
 
 def test_other_files_beside_the_nets_stay(tmp_path, monkeypatch):

@@ -235,8 +235,9 @@ def flip_label_map(label_names: Sequence[str]) -> dict[int, int]:
 
     Two labels are a pair if they turn into each other by swapping the English words left and right,
     clockwise and counterclockwise (or anticlockwise); hyphens, underscores, capitals and digits
-    beside them do not matter, nor do letters where the other label is there: turnleft, turnright. A label without such a word is its own mirror image. One with such a word but without
-    exactly one partner is left out, so that its clips are never mirrored, and a warning names it.
+    beside them do not matter, nor do letters where the other label is there: turnleft, turnright. A
+    label without such a word is its own mirror image. One with such a word but without exactly one
+    partner is left out, so that its clips are never mirrored, and a warning names it.
     """
     keys = [_words(name) for name in label_names]
     places = defaultdict(list)

@@ -395,15 +395,15 @@ class Trainer:
         self.failures = Failures(len(self.train_set), self.recipe.data.max_failed, errors)
         newest = checkpoint.newest(self.out / 'checkpoints')
         state = checkpoint.read_state(newest) if newest else {'metrics_bytes': 0, 'step': 0}
-        self.journal.cut(state['metrics_bytes'], state['step'])  # the rest will be written again
-        if newest is None:
-            return 0
         was = state.get('data', self.data)
         if changed := [key for key, now in self.data.items() if was.get(key) != now]:
             raise BvtamError(
                 f'{self.out} holds a run on other data ({", ".join(changed)} differ): name another '
                 'folder with --out'
             )
+        self.journal.cut(state['metrics_bytes'], state['step'])  # the rest will be written again
+        if newest is None:
+            return 0
         self.net.load_state_dict(checkpoint.read_tensors(newest, 'model'))
         tensors = checkpoint.read_tensors(newest, 'optimizer')
         checkpoint.load_optimizer(self.net, self.optimizer, tensors, state['groups'])
