@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,12 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
+import bvtam
 from bvtam.clip import ClipConfig
 from bvtam.data.video import FrameArray
 from bvtam.errors import BvtamError
 from bvtam.inference.clips import cut
 from bvtam.inference.predict import predict
-from bvtam.inference.windows import windows
+from bvtam.inference.windows import windows, windows_many
 
 CONFIG = ClipConfig(num_frames=4, resize=16, crop_size=16, num_clips=2, num_crops=3)
 
@@ -206,3 +208,9 @@ def test_what_windows_cannot_do_says_so(tmp_path):
     with pytest.raises(OSError, match='gone'):
         windows(model, Gone(frames), 1)
     assert model.training
+
+
+def test_one_video_is_not_taken_for_its_letters():
+    video = str(Path(bvtam.__file__).parent / 'assets' / 'sample.mp4')
+    (result,) = windows_many(Probe(), video, 2)
+    assert result == windows(Probe(), video, 2)
