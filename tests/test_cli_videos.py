@@ -456,9 +456,14 @@ def test_interrupted_in_one_line_and_taken_up_again(capfd, net, corpus, tmp_path
         yield lambda done, total: signal.raise_signal(signal.SIGINT) if done == 2 else None
 
     args = ('extract', corpus, '--model', net, '--out', tmp_path / 'out', '--shard-size', 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(commands, 'bar', impatient)
-        assert run(capfd, *args) == (130, '', 'bvtam: interrupted\n')
+    # A shell's background job, as a nightly test may be, is started with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(commands, 'bar', impatient)
+            assert run(capfd, *args) == (130, '', 'bvtam: interrupted\n')
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(list((tmp_path / 'out').glob('*.safetensors'))) == 2
     code, out, _ = run(capfd, *args, '--json')
     assert code == 0 and json.loads(out)['videos'] == 4
