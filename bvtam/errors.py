@@ -21,6 +21,11 @@ class BvtamError(Exception):
         super().__init__(one_line(message))
 
 
+class MachineError(BvtamError):
+    """What this machine lacks: memory, descriptors or space. No fault of the input at hand, which may
+    be tried again."""
+
+
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """`; did you mean a, b?` for a misspelt name, or an empty string when nothing is near."""
     close = difflib.get_close_matches(name, list(names), n=count)

@@ -1,12 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read only where they have an end."""
 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import BvtamError
 
@@ -44,6 +46,27 @@ def write_file(path: str | os.PathLike[str], data: str | bytes) -> None:
     """
     with atomic_file(path) as new:
         new.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to read its bytes; what might give nothing, or never end, is not opened.
+
+    Raises:
+        BvtamError: it is a folder, a pipe, a socket or a device.
+        OSError: it is not there, or cannot be opened.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: 'folder', stat.S_IFIFO: 'pipe', stat.S_IFSOCK: 'socket'}
+        kind = kinds.get(stat.S_IFMT(mode), 'device')
+        raise BvtamError(f'{os.fspath(path)} is a {kind}; a regular file is wanted in its place')
+    return open(path, 'rb')
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file; raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def sync(path: str | os.PathLike[str]) -> None:
