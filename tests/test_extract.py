@@ -531,14 +531,14 @@ def test_a_video_that_fails_in_its_middle_leaves_no_rows(corpus, tmp_path, monke
 
     def breaking(source, time_limit):
         reader = open_video(source, time_limit)
-        read = reader.read
+        read_each = reader.read_each
 
-        def read_or_fail(indices):
+        def read_or_fail(indices, function):
             if source.endswith('c.mp4') and max(indices) > 20:
                 raise VideoError(f'{source} ends in noise')
-            return read(indices)
+            return read_each(indices, function)
 
-        reader.read = read_or_fail
+        reader.read_each = read_or_fail
         return reader
 
     monkeypatch.setattr(clips_module, 'open_video', breaking)

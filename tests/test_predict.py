@@ -251,14 +251,14 @@ def test_a_video_that_fails_is_skipped_and_listed(videos, tmp_path):
 
 def test_a_video_that_fails_in_its_middle_gives_no_result(videos, monkeypatch):
     monkeypatch.setattr(clips_module, '_FRAMES_A_READ', 4)  # one clip at a time
-    read = VideoFile.read
+    read_each = VideoFile.read_each
 
-    def fails_at_the_second_clip(self, indices):
+    def fails_at_the_second_clip(self, indices, function):
         if self.name == videos[3] and list(indices) == [3, 7, 11, 15]:
             raise OSError('gone')
-        return read(self, indices)
+        return read_each(self, indices, function)
 
-    monkeypatch.setattr(VideoFile, 'read', fails_at_the_second_clip)
+    monkeypatch.setattr(VideoFile, 'read_each', fails_at_the_second_clip)
     failures = Failures(5, 1.0)
     results = list(predict_many(Probe(), videos, on_error='skip', failures=failures))
     assert [result['video'] for result in results] == [videos[i] for i in (0, 1, 4)]
@@ -287,9 +287,9 @@ def test_decoding_keeps_a_few_videos_ahead(monkeypatch):
     made = []
 
     class Counted(FrameArray):
-        def read(self, indices):
+        def read_each(self, indices, function):
             made.append(self.name)
-            return super().read(indices)
+            return super().read_each(indices, function)
 
     sources = [Counted(blocks(4, i), name=str(i)) for i in range(60)]
     results = predict_many(Probe(), sources, workers=2, batch_size=6)

@@ -169,10 +169,10 @@ def test_frames_of_absurd_size_are_refused(tmp_path, monkeypatch):
     with pytest.raises(VideoError, match=r'a\.avi'):
         VideoFile(path).read([0])
     whole = write(tmp_path / 'b.avi', 'mjpeg', {}, 'yuvj420p')
-    monkeypatch.setattr(video_module, '_MAX_PIXELS', 64 * 48 - 1)
+    monkeypatch.setattr(video_module, 'MAX_PIXELS', 64 * 48 - 1)
     with pytest.raises(VideoError, match=r'b\.avi'):
         VideoFile(whole).read([0])
-    monkeypatch.setattr(video_module, '_MAX_PIXELS', 64 * 48 * 4)
+    monkeypatch.setattr(video_module, 'MAX_PIXELS', 64 * 48 * 4)
     assert VideoFile(whole).read([0]).shape == (1, 3, 48, 64)
 
 

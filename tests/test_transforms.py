@@ -312,7 +312,7 @@ def test_the_generators_of_accelerators_are_not_seeded(monkeypatch):
 
 def test_an_error_inside_leaves_the_global_generator_as_it_was(monkeypatch):
     state = torch.get_rng_state()
-    monkeypatch.setattr(TrainTransform, '_crop', lambda *_: 1 / 0)
+    monkeypatch.setattr(TrainTransform, '_box', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         TrainTransform(ClipConfig())(noise(1, 3, 8, 8), 0, seeded(0))
     assert torch.equal(torch.get_rng_state(), state)

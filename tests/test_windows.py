@@ -175,9 +175,9 @@ def test_a_long_video_is_read_some_windows_at_a_time():
     reads = []
 
     class Watched(FrameArray):
-        def read(self, indices):
+        def read_each(self, indices, function):
             reads.append(list(indices))
-            return super().read(indices)
+            return super().read_each(indices, function)
 
     clip = ClipConfig(num_frames=4, resize=16, crop_size=16)
     result = windows(Probe(clip), Watched(pictures(2000), fps=10), every=0.8, topk=1)
@@ -201,7 +201,7 @@ def test_what_windows_cannot_do_says_so(tmp_path):
         windows(Probe(), tmp_path / 'nowhere.mp4', 1)
 
     class Gone(FrameArray):
-        def read(self, indices):
+        def read_each(self, indices, function):
             raise OSError('gone')
 
     model = Probe().train()

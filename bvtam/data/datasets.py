@@ -15,12 +15,12 @@ from torch.utils.data import Dataset, default_collate
 
 from ..clip import ClipConfig
 from ..errors import BvtamError
-from .failures import VIDEO_ERRORS, check_policy
+from .failures import VIDEO_ERRORS, check_policy, machine_error, machine_told
 from .frames import _read_image
 from .load import load_images, load_records
 from .records import Record, find_videos
 from .sampling import clip_indices, sample_seed, train_indices
-from .transforms import TrainTransform, to_crops
+from .transforms import TrainTransform, read_crops
 from .video import FrameArray, Reader, open_record
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 _TOLERANCE = 1e-6  # seconds
-_FRAMES_A_READ = 64  # at full size; more only where one clip has more
 _MOST_IN_A_ROW = 10  # videos that fail before no other is tried
 
 
@@ -81,7 +80,7 @@ class ClipReader:
             BvtamError, OSError: the video cannot be read, or has no frame in the range of the record.
         """
         clip, label = self.clip, record.label
-        with _on_disk(record.source, content) as path:
+        with machine_told(record.source), _on_disk(record.source, content) as path:
             reader = self._open(path, record)
             first, count = _range(reader, record)
             if self.train is not None:
@@ -94,16 +93,14 @@ class ClipReader:
                     self.offsets,
                 )
                 frames = [first + i for i in frames]
-                pixels, label = self.train(reader.read(frames), label, generator)
+                view = self.train.draw(generator)
+                pixels, label = view.finish(torch.cat(reader.read_each(frames, view.crop)), label)
             else:
                 clips = clip_indices(
                     count, clip.num_frames, clip.num_clips, clip.sampling, clip.frame_stride
                 )
                 frames = [first + i for indices in clips for i in indices]
-                step = clip.num_frames * max(1, _FRAMES_A_READ // clip.num_frames)
-                parts = [frames[i : i + step] for i in range(0, len(frames), step)]
-                pictures = (p for part in parts for p in reader.read(part).split(clip.num_frames))
-                pixels = torch.cat([to_crops(p, clip) for p in pictures])
+                pixels = torch.cat(read_crops(reader, frames, clip))
         return {'clip': pixels, 'label': label, 'video': record.source, 'frames': frames}
 
     def _open(self, path: str, record: Record) -> Reader:
@@ -220,9 +217,9 @@ def failure(video: str, error: Exception, on_error: str, before: int) -> tuple[s
     """What goes into `failed` for one more video, after `before` others in a row.
 
     Raises:
-        SampleError: the policy is to raise, or too many have failed.
+        SampleError: the policy is to raise, too many have failed, or it is no fault of the video.
     """
-    if on_error == 'raise':
+    if on_error == 'raise' or machine_error(error):
         raise SampleError(error if video in str(error) else f'{video}: {error}') from error
     if on_error == 'substitute' and before + 1 == _MOST_IN_A_ROW:
         raise SampleError(f'{_MOST_IN_A_ROW} videos in a row failed; the last: {error}') from error

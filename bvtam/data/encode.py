@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..errors import BvtamError
 from ..files import sync
+from .failures import machine_told
 from .processes import watch
 from .reader import Reader, VideoError
 from .records import Record
@@ -29,8 +30,9 @@ IMAGE_NAME = '{:05d}.jpg'  # counted from 1, as in the authors' frame folders
 # Ticks a second. MPEG-4 allows no more than 65535 of them.
 _CLOCK = {'libx264': 90000, 'mpeg4': 60000}
 _BT601, _LIMITED_RANGE = 6, 1  # what swscale makes of RGB unless told otherwise
-_CHUNK_BYTES = 256 << 20  # of pictures at full size that are held at a time
+_CHUNK_BYTES = 64 << 20  # of pictures that are held at a time
 _TOLERANCE = 1e-6  # seconds
+_LOOKAHEAD_BYTES = 512 << 20  # of frames that x264 looks at ahead
 _HUNG = 60  # times the time limit; it counts progress in reading, this the hours of a decoder
 
 
@@ -89,8 +91,9 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
     """
     watch(_HUNG * time_limit)
     try:
-        reader = open_record(part, time_limit=time_limit)
-        indices, times, duration = _selection(reader, part, encoding.fps)
+        with machine_told(part.source):
+            reader = open_record(part, time_limit=time_limit)
+            indices, times, duration = _selection(reader, part, encoding.fps)
     except OSError as error:
         raise VideoError(error) from None
     chunks = _pictures(reader, indices, encoding.size, _HUNG * time_limit)
@@ -133,21 +136,25 @@ def _pictures(
     reader: Reader, indices: Sequence[int], size: int, patience: float
 ) -> Iterator[Tensor]:
     """The frames at `indices`, resized, some at a time, so that a long video needs little memory."""
-    place, step = 0, 1
-    while place < len(indices):
-        watch(patience)
-        try:
-            pictures = reader.read(indices[place : place + step])
-        except OSError as error:  # apart from those of the output
-            raise VideoError(error) from None
-        place += step
-        step = max(1, _CHUNK_BYTES // pictures[0].numel())
-        sides = pictures.shape[2:]
+
+    def smaller(picture: Tensor) -> Tensor:
+        sides = picture.shape[2:]
         short = min(sides)
         scaled = [
             max(2, (side * size // short if short > size else side) // 2 * 2) for side in sides
         ]
-        yield F.resize(pictures, scaled, antialias=True)
+        return F.resize(picture, scaled, antialias=True)
+
+    place, step = 0, 1
+    while place < len(indices):
+        watch(patience)
+        try:
+            pictures = torch.cat(reader.read_each(indices[place : place + step], smaller))
+        except OSError as error:  # apart from those of the output
+            raise VideoError(error) from None
+        place += step
+        step = max(1, _CHUNK_BYTES // pictures[0].numel())
+        yield pictures
 
 
 def write_video(
@@ -202,6 +209,9 @@ def write_video(
         for i, picture in enumerate(pictures):
             if i == 0:
                 stream.height, stream.width = picture.shape[1:]
+                ahead = _LOOKAHEAD_BYTES // picture.numel()
+                if codec == 'libx264' and ahead < 30:  # its preset's
+                    encoder.options |= {'rc-lookahead': str(ahead)}
             rgb_HWC = picture.permute(1, 2, 0).contiguous().numpy()
             frame = av.VideoFrame.from_ndarray(rgb_HWC, format='rgb24')
             frame.pts, frame.time_base = ticks[i], stream.time_base

@@ -1,18 +1,114 @@
-"""One policy for videos that cannot be read: stop, skip or substitute; counted and listed."""
+"""One policy for videos that cannot be read: stop, skip or substitute; counted and listed.
+
+What this machine lacks is no failure of a video: a `MachineError` stops every run, under any policy.
+"""
 
 from __future__ import annotations
 
 import csv
+import errno
 import logging
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import BvtamError, one_line
+import numpy as np
+
+from ..errors import BvtamError, MachineError, one_line
 
 log = logging.getLogger('bvtam')
 
 ON_ERROR = ('raise', 'skip', 'substitute')
 VIDEO_ERRORS = (BvtamError, OSError)  # what reading one video may raise
+_SHARED = '/dev/shm'  # where Linux has shared memory
+_MEMORY_LEFT = 256 << 20  # bytes; who has so many is not out of memory
+# What torch says in errors that have no type or number of their own.
+_TORCH = {
+    "can't allocate memory": errno.ENOMEM,
+    'Too many open files': errno.EMFILE,
+    'received 0 items of ancdata': errno.EMFILE,  # descriptors that found no place
+    "can't start new thread": errno.EAGAIN,
+    'shared memory': errno.ENOBUFS,
+    '</torch_': errno.ENOBUFS,
+}
+
+
+def machine_error(error: BaseException, name: str = '') -> MachineError | None:
+    """What this machine lacked where that is the cause of `error`, while it was at `name`."""
+    if isinstance(error, MachineError):
+        return error
+    number = _lack(error)
+    if number is None:
+        return error.__cause__ and machine_error(error.__cause__, name)
+    return MachineError(f'{name}: {_told(number)}' if name else _told(number))
+
+
+def _lack(error: BaseException) -> int | None:
+    """One of the numbers that `_told` knows."""
+    number = getattr(error, 'errno', None)
+    if isinstance(error, MemoryError):  # FFmpeg's has a number, and comes of damaged files too
+        return errno.ENOMEM if number is None or memory_is_short() else None
+    if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT):
+        return number
+    if isinstance(error, RuntimeError):
+        if type(error).__name__ == 'OutOfMemoryError':  # of an accelerator
+            return errno.ENOMEM
+        return next((n for text, n in _TORCH.items() if text in str(error)), None)
+    return None
+
+
+def _told(number: int) -> str:
+    if number == errno.ENOMEM:
+        return 'out of memory; lower workers or batch_size, or give this process more'
+    if number == errno.EMFILE:
+        limit = ''
+        with suppress(ImportError):  # on Windows
+            import resource
+
+            limit = f' of {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}'
+        return f'no file descriptor{limit} is left; raise the limit (ulimit -n) or lower workers'
+    if number == errno.ENFILE:
+        return 'no file descriptor of the whole machine is left; raise its limit (fs.file-max)'
+    if number == errno.EAGAIN:
+        return 'no thread can be started; raise the limit (ulimit -u) or lower workers'
+    if number == errno.ENOBUFS:
+        return shared_memory()
+    return f'no space is left; temporary files go to {tempfile.gettempdir()} unless TMPDIR is set'
+
+
+def shared_memory() -> str:
+    """One line on how much shared memory there is, and what to do where it is too little."""
+    size = ''
+    with suppress(OSError):
+        usage = shutil.disk_usage(_SHARED)
+        size = f' ({_SHARED}: {usage.free >> 20} of {usage.total >> 20} MB left)'
+    return (
+        f'no shared memory is left{size}; give more (docker run --shm-size=1g), or set workers to 0'
+    )
+
+
+def memory_is_short() -> bool:
+    """Whether memory is out, and not just a library refused what a damaged file asks for."""
+    try:
+        np.empty(_MEMORY_LEFT, np.uint8)
+    except MemoryError:
+        return True
+    return False
+
+
+@contextmanager
+def machine_told(name: str) -> Iterator[None]:
+    """Raises what the machine lacks as a `MachineError` that says so, and names what it was at."""
+    try:
+        yield
+    except Exception as error:
+        lack = machine_error(error, name)
+        if lack is None or lack is error:
+            raise
+        raise lack from error
 
 
 def check_policy(on_error: str, choices: tuple[str, ...] = ON_ERROR) -> str:
@@ -54,30 +150,38 @@ class Failures:
         """Records one failure; a video that failed before counts once.
 
         Raises:
-            BvtamError: more than the stated share has failed.
+            BvtamError: more than the stated share has failed, or the list cannot be written.
+            MachineError: the reason is no fault of the video.
         """
+        lack = machine_error(reason, video) if isinstance(reason, Exception) else None
+        if lack is not None:
+            raise lack
         if video in self.reasons:
             return
         reason = one_line(reason)
         self.reasons[video] = reason
         log.warning('%s failed: %s', one_line(video), reason)
         if self.path is not None:
-            first = not self.path.exists()
-            with self.path.open(
-                'a', newline='', encoding='utf-8', errors='surrogateescape'
-            ) as file:
-                writer = csv.writer(file)
-                if first:
-                    writer.writerow(['video', 'reason'])
-                writer.writerow([video, reason])
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                self._list(video, reason)
+            except OSError as error:
+                raise BvtamError(f'{self.path} cannot be written: {error.strerror}') from None
         if len(self.reasons) > self.max_failed * self.total:
             where = f'; see {self.path}' if self.path is not None else ''
             raise BvtamError(
                 f'{len(self.reasons)} of {self.total} videos failed, more than the allowed share '
                 f'of {self.max_failed:g} (max_failed){where}; the last: {reason}'
             )
+
+    def _list(self, video: str, reason: str) -> None:
+        first = not self.path.exists()
+        with self.path.open('a', newline='', encoding='utf-8', errors='surrogateescape') as file:
+            writer = csv.writer(file)
+            if first:
+                writer.writerow(['video', 'reason'])
+            writer.writerow([video, reason])
+            file.flush()
+            os.fsync(file.fileno())
 
     def __len__(self) -> int:
         return len(self.reasons)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from ..errors import BvtamError
+from ..files import open_regular
+from .failures import machine_error, memory_is_short
+from .memory import MAX_PIXELS, frame_bytes, give_back
 from .reader import Reader, VideoError
 
+_STRIP_PIXELS = 1 << 22
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.ppm')
 
 
@@ -121,12 +128,20 @@ class FrameFolder(_EvenFrames):
 
     @cached_property
     def _size(self) -> list[int]:
-        return list(_read_image(self.path / self.files[0]).shape[1:])
+        """Height and width of the first image, upright."""
+        with _opened(self.path / self.files[0]) as image:
+            lies = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return [image.width, image.height] if lies else [image.height, image.width]
+
+    @property
+    def frame_pixels(self) -> int:
+        return math.prod(self._size)
 
     def _read(self, indices: list[int]) -> Tensor:
         pictures = {}
         for index in set(indices):
             picture = _read_image(self.path / self.files[index])
+            give_back(frame_bytes(picture[0].numel()))
             if list(picture.shape[1:]) != self._size:
                 picture = resize(picture, self._size)
             pictures[index] = picture
@@ -138,18 +153,46 @@ def _around_number(template: str) -> list[str]:
     return re.split(r'\{(?::0?\d*d?)?\}|%0?\d*d', template)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image of which the header is read; what fails then is told as a `VideoError`."""
+    try:
+        with open_regular(path) as file, Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise VideoError(
+                    f'{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}; '
+                    'make it smaller'
+                )
+            yield image
+    except BvtamError as error:
+        raise VideoError(error) from None
+    except (
+        *(OSError, ValueError, SyntaxError, EOFError, MemoryError),
+        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    ) as error:
+        # Pillow has no memory for what a damaged image asks for, either.
+        if not isinstance(error, MemoryError) or memory_is_short():
+            lack = machine_error(error, str(path))
+            if lack is not None:
+                raise lack from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VideoError(f'{path} cannot be read ({reason}); extract it again') from None
+
+
 def _read_image(path: Path) -> Tensor:
     """uint8 RGB (C, H, W), upright as its EXIF says."""
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith('I;16'):  # grey, of which PIL would clip what is above 255
-                grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
-                upright = Image.fromarray(grey)
-            return torch.from_numpy(np.array(upright.convert('RGB'))).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VideoError(f'{path} cannot be read ({reason}); extract it again') from error
+    with _opened(path) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith('I;16'):  # grey, of which PIL would clip what is above 255
+            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        if image.mode != 'RGB':
+            image = image.convert('RGB')
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        step = max(1, _STRIP_PIXELS // image.width)
+        for top in range(0, image.height, step):  # whole, Pillow would make two copies on the way
+            strip = image.crop((0, top, image.width, min(top + step, image.height)))
+            pixels[top : top + step] = np.asarray(strip)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class FrameArray(_EvenFrames):
@@ -166,26 +209,31 @@ class FrameArray(_EvenFrames):
 
     def __init__(self, array: np.ndarray | Tensor, fps: float = 25.0, name: str = 'array') -> None:
         super().__init__(name, fps)
-        if not isinstance(array, Tensor):
-            if array.dtype != np.uint8:
-                raise BvtamError(f'{name}: frames must be uint8, not {array.dtype}')
-            array = torch.from_numpy(np.require(array, requirements=['C', 'W']))
-        if (
-            array.dtype != torch.uint8
-            or array.ndim != 4
-            or 3 not in (array.shape[1], array.shape[3])
-        ):
+        if array.dtype not in (np.uint8, torch.uint8):
+            raise BvtamError(f'{name}: frames must be uint8, not {array.dtype}')
+        if array.ndim != 4 or 3 not in (array.shape[1], array.shape[3]):
             raise BvtamError(
                 f'{name}: frames must be uint8 of shape (T, 3, H, W) or (T, H, W, 3), '
-                f'not {str(array.dtype).removeprefix("torch.")} of {tuple(array.shape)}'
+                f'not {tuple(array.shape)}'
             )
-        if not array.numel():
+        if 0 in array.shape:
             raise BvtamError(f'{name} holds no frame; its shape is {tuple(array.shape)}')
-        self.frames = array if array.shape[1] == 3 else array.permute(0, 3, 1, 2)
+        order = (0, 1, 2, 3) if array.shape[1] == 3 else (0, 3, 1, 2)
+        # A view: an array may be a file of which little fits into memory.
+        self.frames = array.permute(order) if isinstance(array, Tensor) else array.transpose(order)
+        height, width = self.frames.shape[2:]
+        if height * width > MAX_PIXELS:
+            raise BvtamError(
+                f'{name}: its frames have {width}x{height} pixels, more than {MAX_PIXELS}; make '
+                'them smaller'
+            )
 
     @property
     def num_frames(self) -> int:
         return len(self.frames)
 
     def _read(self, indices: list[int]) -> Tensor:
-        return self.frames[indices].cpu().contiguous()
+        picked = self.frames[indices]
+        if not isinstance(picked, Tensor):
+            picked = torch.from_numpy(np.ascontiguousarray(picked))
+        return picked.cpu().contiguous()

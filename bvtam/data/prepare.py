@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 import av
 from filelock import FileLock, Timeout
 
-from ..errors import BvtamError
+from ..errors import BvtamError, MachineError
 from .encode import Encoding, encode
 from .failures import VIDEO_ERRORS, Failures, check_policy
 from .lists import LABELS
@@ -51,6 +51,9 @@ log = logging.getLogger('bvtam')
 
 class OutputError(BvtamError):
     """The output cannot be written, whatever the video."""
+
+
+_STOPS = (OutputError, MachineError)  # whatever the policy
 
 
 def prepare(
@@ -143,7 +146,7 @@ def prepare(
             work = partial(_work, encoding=encoding, scratch=out / _SCRATCH, time_limit=time_limit)
             with closing(outcomes(work, todo, workers)) as results:
                 for (part, _), result in results:
-                    if isinstance(result, VIDEO_ERRORS) and not isinstance(result, OutputError):
+                    if isinstance(result, VIDEO_ERRORS) and not isinstance(result, _STOPS):
                         if on_error == 'raise':
                             raise BvtamError(f'{part.source} failed: {result}')
                         failures.add(part.source, result)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import BvtamError
+from .failures import machine_told
+from .memory import DECODING, frame_bytes
+
+Result = TypeVar('Result')
 
 
 class VideoError(BvtamError):
@@ -22,9 +27,11 @@ class Reader:
 
     Attributes:
         name: the source, for messages.
+        frame_pixels: of a frame, where decoding one takes memory; known once `num_frames` is.
     """
 
     name: str
+    frame_pixels: int = 0
 
     @property
     def times(self) -> Tensor:
@@ -60,7 +67,33 @@ class Reader:
         Raises:
             BvtamError: no index, or one outside [0, num_frames).
             VideoError: the video is damaged.
+            MachineError: memory or descriptors run out.
         """
+        with machine_told(self.name):
+            return self._read(self._checked(indices))
+
+    def read_each(
+        self, indices: Iterable[int], function: Callable[[Tensor], Result]
+    ) -> list[Result]:
+        """`function` of each of the frames at `indices`, in that order.
+
+        It takes a frame (1, C, H, W) as from `read`, as soon as it is decoded, so that of those of
+        full size one is held at a time; and the threads of a process wait for each other where their
+        frames together would take too much memory. A frame that is there repeatedly is taken once.
+
+        Raises:
+            As `read`, and what `function` raises.
+        """
+        with machine_told(self.name):
+            wanted = self._checked(indices)
+            with DECODING.hold(frame_bytes(self.frame_pixels)):
+                return self._read_each(wanted, function)
+
+    def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
+        found = {index: function(self._read([index])) for index in sorted(set(indices))}
+        return [found[index] for index in indices]
+
+    def _checked(self, indices: Iterable[int]) -> list[int]:
         wanted = [operator.index(i) for i in indices]
         if not wanted:
             raise BvtamError(f'{self.name}: no frame index given to read')
@@ -69,7 +102,7 @@ class Reader:
                 raise BvtamError(
                     f'{self.name}: frame {index} is outside the video, 0 to {self.num_frames - 1}'
                 )
-        return self._read(wanted)
+        return wanted
 
     def play(self) -> Iterator[tuple[float, Tensor]]:
         """All frames in turn: seconds from the first one, and uint8 RGB (C, H, W) as from `read`.

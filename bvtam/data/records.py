@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import BvtamError
+from .addresses import PROTOCOLS, check_protocol, is_url
 from .frames import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (
@@ -37,11 +38,9 @@ class Record:
     num_frames: int | None = None
 
 
-def is_url(source: str) -> bool:
-    return '://' in source
-
-
-def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
+def find_videos(
+    sources: Iterable[str | os.PathLike[str]], protocols: Iterable[str] = PROTOCOLS
+) -> list[str]:
     """Paths and URLs of videos, in the order of `sources`, each once.
 
     Args:
@@ -50,12 +49,15 @@ def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
             images and without such files; patterns with `*`, `?`, `[...]` and `**`, whose matches
             are searched for the same; URLs and '-' (standard input), taken as they are. Hidden files
             and folders, whose names begin with a dot, are only found by their full name.
+        protocols: of URLs that are allowed.
 
     Raises:
-        BvtamError: a source that gives no video, or a folder that cannot be read.
+        BvtamError: a source that gives no video, a folder that cannot be read, or a URL of another
+            protocol.
     """
     found: dict[str, str] = {}
     for source in map(os.fspath, sources):
+        check_protocol(source, protocols)
         if source == '-' or is_url(source):
             found.setdefault(source, source)
             continue

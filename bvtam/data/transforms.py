@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ..clip import ClipConfig
 from ..errors import BvtamError, one_line
+from .memory import MAX_PIXELS
+from .reader import Reader
 
 log = logging.getLogger('bvtam')
 
@@ -59,9 +61,17 @@ def to_crops(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
         uint8 tensor (crops, C, T, crop_size, crop_size).
 
     Raises:
-        BvtamError: frames of another kind, or with another number of channels than the mean has.
+        BvtamError: frames of another kind, or with another number of channels than the mean has; so
+            narrow that they would be huge once resized.
     """
     _check_frames(frames_TCHW, clip)
+    height, width = frames_TCHW.shape[-2:]
+    longer = clip.resize * max(height, width) // min(height, width)
+    if clip.resize * longer > MAX_PIXELS:
+        raise BvtamError(
+            f'frames of {width}x{height} pixels, resized to {clip.resize} on the shorter side, would '
+            f'have {clip.resize * longer} pixels, more than {MAX_PIXELS}; crop them first'
+        )
     mode = InterpolationMode(clip.interpolation)
     frames_TCHW = F.resize(frames_TCHW, [clip.resize], interpolation=mode, antialias=True)
     height, width = frames_TCHW.shape[-2:]
@@ -73,6 +83,12 @@ def to_crops(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
         ]
     )
     return torch.cat([crops, crops.flip(-1)]) if clip.num_crops == 10 else crops
+
+
+def read_crops(reader: Reader, frames: Sequence[int], clip: ClipConfig) -> list[Tensor]:
+    """`to_crops` of each clip, T after T of these frames of a video, without holding them whole."""
+    crops = reader.read_each(frames, partial(to_crops, clip=clip))
+    return [torch.cat(crops[i : i + clip.num_frames], 2) for i in range(0, len(crops), clip.num_frames)]  # fmt: skip
 
 
 def normalize(crops: Tensor, clip: ClipConfig, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -179,37 +195,27 @@ class TrainTransform:
         Raises:
             BvtamError: frames of another kind, or with another number of channels than the mean has.
         """
-        _check_frames(frames_TCHW, self.clip)
-        seed = int(torch.randint(2**63 - 1, (), generator=generator))
-        # torchvision draws from the global generator of the CPU, and from no other. Seeded directly,
-        # since torch.manual_seed would seed the other devices too.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            mirror = bool(torch.rand(()) < 0.5)
-            view_TCHW = self._colors(self._crop(frames_TCHW))
-        allowed = self.clip.flip if self.flip_labels is None else label in self.flip_labels
-        if mirror and allowed:
-            view_TCHW = F.horizontal_flip(view_TCHW)
-            label = label if self.flip_labels is None else self.flip_labels[label]
-        return view_TCHW.transpose(0, 1).contiguous(), label
+        view = self.draw(generator)
+        return view.finish(view.crop(frames_TCHW), label)
 
-    def _crop(self, frames_TCHW: Tensor) -> Tensor:
-        """(T, C, crop_size, crop_size); cropped first, so that nothing is resized in vain."""
-        clip, size = self.clip, self.clip.crop_size
+    def draw(self, generator: torch.Generator) -> View:
+        """The next random view, of a clip whose frames come one by one."""
+        return View(self, int(torch.randint(2**63 - 1, (), generator=generator)))
+
+    def _box(self, height: int, width: int) -> tuple[int, int, int, int] | None:
+        """Top, left, height and width of a random crop; None for that of the test."""
+        size = self.clip.crop_size
         if self.crop == 'center':
-            return to_crops(frames_TCHW, replace(clip, num_crops=1))[0].transpose(0, 1)
-        mode = InterpolationMode(clip.interpolation)
+            return None
         if self.crop == 'random_resized':
-            return v2.RandomResizedCrop(size, self.scale, self.ratio, mode)(frames_TCHW)
-        height, width = frames_TCHW.shape[-2:]
+            frame = torch.empty(1, height, width, device='meta')
+            return v2.RandomResizedCrop.get_params(frame, [*self.scale], [*self.ratio])
         if self.crop == 'multi_scale':
             boxes = _multi_scale_boxes(height, width, size)
-            box = boxes[int(torch.randint(len(boxes), ()))]
-        else:
-            side = max(1, round(size * min(height, width) / clip.resize))
-            top, left = (int(torch.randint(n - side + 1, ())) for n in (height, width))
-            box = (top, left, side, side)
-        return F.resized_crop(frames_TCHW, *box, [size, size], mode, antialias=True)
+            return boxes[int(torch.randint(len(boxes), ()))]
+        side = max(1, round(size * min(height, width) / self.clip.resize))
+        top, left = (int(torch.randint(n - side + 1, ())) for n in (height, width))
+        return top, left, side, side
 
     @cached_property
     def _colors(self) -> Callable[[Tensor], Tensor]:
@@ -228,6 +234,57 @@ class TrainTransform:
             grey = [round(255 * mean) for mean in self.clip.mean]
             changes.append(v2.RandomErasing(self.random_erasing, value=grey))
         return nn.Sequential(*changes)
+
+
+class View:
+    """One random view of a clip: `crop` all of its frames, at once or some at a time, then `finish`.
+
+    Args:
+        transform: what draws it.
+        seed: of its draws.
+    """
+
+    def __init__(self, transform: TrainTransform, seed: int) -> None:
+        self.transform, self.seed = transform, seed
+        self.size: tuple[int, int] | None = None  # of the frames that were cropped
+
+    def crop(self, frames_TCHW: Tensor) -> Tensor:
+        """(T, C, crop_size, crop_size); cropped first, so that nothing is resized in vain."""
+        transform, clip = self.transform, self.transform.clip
+        _check_frames(frames_TCHW, clip)
+        height, width = frames_TCHW.shape[-2:]
+        if self.size != (height, width):
+            # torchvision draws from the global generator of the CPU, and from no other. Seeded
+            # directly, since torch.manual_seed would seed the other devices too.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.seed)
+                self.mirror = bool(torch.rand(()) < 0.5)
+                self.box = transform._box(height, width)
+                self.state = torch.get_rng_state()
+            self.size = height, width
+            # A batch of frames stays in their order, which decides how sums in colours are rounded.
+            last = frames_TCHW.stride(1) == 1
+            self.order = torch.channels_last if last else torch.contiguous_format
+        if self.box is None:
+            return to_crops(frames_TCHW, replace(clip, num_crops=1))[0].transpose(0, 1)
+        size, mode = [clip.crop_size] * 2, InterpolationMode(clip.interpolation)
+        return F.resized_crop(frames_TCHW, *self.box, size, mode, antialias=True)
+
+    def finish(self, crops_TCHW: Tensor, label: int) -> tuple[Tensor, int]:
+        """The view of cropped frames, and its label, as `TrainTransform` gives them."""
+        transform = self.transform
+        if self.box is None:
+            crops_TCHW = crops_TCHW.transpose(0, 1).contiguous().transpose(0, 1)
+        else:
+            crops_TCHW = crops_TCHW.contiguous(memory_format=self.order)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.state)
+            view_TCHW = transform._colors(crops_TCHW)
+        flips = transform.flip_labels
+        if self.mirror and (transform.clip.flip if flips is None else label in flips):
+            view_TCHW = F.horizontal_flip(view_TCHW)
+            label = label if flips is None else flips[label]
+        return view_TCHW.transpose(0, 1).contiguous(), label
 
 
 def flip_label_map(label_names: Sequence[str]) -> dict[int, int]:

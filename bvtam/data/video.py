@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
-import re
 import struct
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ..errors import BvtamError
+from .addresses import PROTOCOLS, check_protocol, protocol_of, whitelist
+from .failures import machine_error
 from .frames import FrameArray, FrameFolder
+from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
 from .packets import Damage, Decoder, FrameTable, Mismatch, check_fragments, counted_table, scan
-from .reader import Reader, VideoError
+from .reader import Reader, Result, VideoError
 from .records import Record
 from .spool import Pipe, remove, spool
 
@@ -36,29 +39,35 @@ __all__ = ['FrameArray', 'FrameFolder', 'Reader', 'VideoError', 'VideoFile', 'op
 
 log = logging.getLogger('bvtam')
 
-_MAX_PIXELS = 2**26  # of a frame; 8K has half of that
 # Formats that name other files or addresses to be opened.
 _LISTS = {'concat', 'dash', 'hls', 'image2', 'imf', 'rtp', 'rtsp', 'sap', 'sdp', 'vapoursynth'}
 _LISTS |= {'lavfi', 'webm_dash_manifest'}
 _LISTS |= {'tty'}  # which draws the letters of a text
+_STREAMS = {'dash', 'hls', 'rtp', 'rtsp', 'webm_dash_manifest'}  # lists, but of addresses alone
 
 
-def open_video(source: object, time_limit: float = 60.0) -> Reader:
+def open_video(
+    source: object, time_limit: float = 60.0, protocols: Iterable[str] = PROTOCOLS
+) -> Reader:
     """A reader of any kind of video.
 
     Args:
         source: a path, an address such as `https://...`, '-' for standard input, a folder of
             images, an array or tensor of frames, or a reader, which is returned as it is.
         time_limit: seconds without progress after which a source is given up.
+        protocols: of addresses that may be opened, themselves and by redirects and playlists; none
+            for local files alone. A path is always one, whatever is before a colon in it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BvtamError: a source of another kind, or an empty file.
+        BvtamError: a source of another kind, an empty file, or an address of another protocol.
     """
     if isinstance(source, Reader):
         return source
     if isinstance(source, (str, os.PathLike)):
-        return FrameFolder(source) if os.path.isdir(source) else VideoFile(source, time_limit)
+        if os.path.isdir(source):
+            return FrameFolder(source)
+        return VideoFile(source, time_limit, protocols)
     if isinstance(source, (np.ndarray, Tensor)):
         return FrameArray(source)
     raise BvtamError(
@@ -86,15 +95,21 @@ class VideoFile(Reader):
         path: a file, an address such as `https://...` or `rtsp://...`, or '-' for standard input.
             What can be read only once, a pipe, is copied to a temporary file at the first use.
         time_limit: seconds without progress after which a source is given up.
+        protocols: as of `open_video`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BvtamError: the path is a folder, or the file is empty.
+        BvtamError: the path is a folder, the file is empty, or an address of another protocol.
         VideoError: from all but the constructor, if the video cannot be opened or decoded, is
             damaged, or stalls.
     """
 
-    def __init__(self, path: str | os.PathLike[str], time_limit: float = 60.0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        time_limit: float = 60.0,
+        protocols: Iterable[str] = PROTOCOLS,
+    ) -> None:
         self.name, self.time_limit = os.fspath(path), float(time_limit)
         if not self.time_limit > 0:
             raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
@@ -102,12 +117,15 @@ class VideoFile(Reader):
         self._size: tuple[int, int] | None = None  # of the first frame, where others differ
         self._copy: str | None = None  # of a pipe
         self._spooling = threading.Lock()
-        if self.name.startswith('file://'):
-            self.name = url2pathname(urlsplit(self.name).path)
+        self._protocols = whitelist(protocols)
+        protocol = protocol_of(self.name) if isinstance(path, str) else ''
+        if protocol == 'file':
+            self.name, protocol = url2pathname(urlsplit(self.name).path), ''
         if self.name == '-':
             self.name = '/dev/stdin'
-        self._is_url = isinstance(path, str) and bool(re.match(r'[A-Za-z][\w+.-]*://', self.name))
+        self._is_url = bool(protocol)
         if self._is_url:
+            check_protocol(self.name, protocols)
             return
         file = Path(self.name)
         if file.is_dir():
@@ -147,7 +165,7 @@ class VideoFile(Reader):
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             decoder = Decoder(container, stream)
             for number, frame in enumerate(decoder):
-                if frame.width * frame.height > _MAX_PIXELS:
+                if frame.width * frame.height > MAX_PIXELS:
                     raise Damage(f'frame {number} has {frame.width}x{frame.height} pixels')
                 if size is None:
                     size, first = (frame.width, frame.height), decoder.seconds(frame) or 0.0
@@ -162,16 +180,20 @@ class VideoFile(Reader):
     def _frames(self) -> FrameTable:
         table = self._table
         if table is None:
-            with self._opened() as (container, stream):
+            held = nullcontext() if self._is_url else DECODING.hold(OPENING)
+            with held, self._opened() as (container, stream):
+                self.frame_pixels = stream.codec_context.width * stream.codec_context.height
                 table = scan(container, stream)
                 if not self._is_url and 'mp4' in container.format.name.split(','):
                     check_fragments(self._local_path())
+            give_back(frame_bytes(self.frame_pixels))
             self._table = table = table or self._count()
         return table
 
     def _count(self) -> FrameTable:
         """The table of the frames that decoding the whole video gives."""
-        with self._opened() as (container, stream):
+        held = DECODING.hold(frame_bytes(self.frame_pixels))
+        with held, self._opened() as (container, stream):
             decoder = Decoder(container, stream)
             seconds = [decoder.seconds(frame) for frame in decoder]
             if not seconds:
@@ -179,9 +201,35 @@ class VideoFile(Reader):
             return counted_table(stream, seconds)
 
     def _read(self, indices: list[int]) -> Tensor:
+        places = defaultdict(list)
+        for place, index in enumerate(indices):
+            places[index].append(place)
+        picked = torch.empty(0)
+
+        def take(index: int, picture_HWC: Tensor) -> None:
+            nonlocal picked
+            if picked.shape[1:] != picture_HWC.shape:
+                picked = picture_HWC.new_empty((len(indices), *picture_HWC.shape))
+            for place in places[index]:  # faster than by a list of them
+                picked[place] = picture_HWC
+
+        self._take(sorted(places), take)
+        return picked.permute(0, 3, 1, 2)  # a copy in this order would take as long as the colours
+
+    def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
+        found = {}
+
+        def take(index: int, picture_HWC: Tensor) -> None:
+            found[index] = function(picture_HWC.contiguous().permute(2, 0, 1)[None])
+
+        self._take(sorted(set(indices)), take)
+        return [found[index] for index in indices]
+
+    def _take(self, indices: list[int], take: Callable[[int, Tensor], None]) -> None:
+        """Gives the frames (H, W, C) at `indices`, which rise, to `take`; some twice, the last counts."""
         table = self._frames()
         try:
-            return self._pick(indices, table)
+            return self._pick(indices, table, take)
         except Mismatch as error:
             if table.pts is None:
                 raise VideoError(f'{self.name} has changed while it was read') from None
@@ -192,33 +240,32 @@ class VideoFile(Reader):
                 f'{self.name} is damaged: {self.num_frames} of {len(table.times)} frames can be '
                 'decoded; fetch or encode the video again'
             )
-        return self._pick(indices, counted)
+        return self._pick(indices, counted, take)
 
-    def _pick(self, indices: list[int], table: FrameTable) -> Tensor:
-        places = defaultdict(list)
-        for place, index in enumerate(indices):
-            places[index].append(place)
-        picked = None
+    def _pick(
+        self, indices: list[int], table: FrameTable, take: Callable[[int, Tensor], None]
+    ) -> None:
         with self._opened() as (container, stream):
             size = self._size or (stream.codec_context.width, stream.codec_context.height)
             decoder, reformatter = Decoder(container, stream, table), VideoReformatter()
-            for index in sorted(places):
+            matrix = None
+            for index in indices:
                 frame = decoder.frame(index)
-                if frame.width * frame.height > _MAX_PIXELS:
+                if frame.width * frame.height > MAX_PIXELS:
                     raise Damage(f'frame {index} has {frame.width}x{frame.height} pixels')
                 if (frame.width, frame.height) != size and self._size is None:
                     self._size = self._first_size()
                     if self._size != size:  # the header's is not the first frame's
-                        return self._pick(indices, table)
+                        return self._pick(indices, table, take)
                 rgb = reformatter.reformat(frame, *size, 'rgb24', threads=1).to_ndarray()
-                if picked is None:
+                asked = matrix is None
+                if asked:
                     matrix = _display_matrix(frame)
-                picture_HWC = _upright(torch.from_numpy(rgb), matrix)
-                if picked is None:
-                    picked = picture_HWC.new_empty((len(indices), *picture_HWC.shape))
-                for place in places[index]:  # faster than by a list of them
-                    picked[place] = picture_HWC
-        return picked.permute(0, 3, 1, 2)  # a copy in this order would take as long as the colours
+                del frame  # or two are held while the next one is decoded
+                if asked:
+                    gc.collect(1)  # a frame that was asked for its side data is in a cycle with it
+                take(index, _upright(torch.from_numpy(rgb), matrix))
+                del rgb
 
     def _first_size(self) -> tuple[int, int]:
         with self._opened() as (container, stream):
@@ -234,14 +281,19 @@ class VideoFile(Reader):
         Args:
             live: what can be read only once is read now, and not copied.
         """
-        options = {'max_pixels': str(_MAX_PIXELS)}  # for the first look; and below for decoding
+        options = {'max_pixels': str(MAX_PIXELS)}  # for the first look; and below for decoding
         place, format = self.name, None
         if live and self._is_camera():
             format = 'v4l2'
-        elif live and not self._is_url and not self._is_file:
+        elif self._is_url:
+            protocol = protocol_of(self.name)
+            place = protocol + self.name[len(protocol) :]  # FFmpeg knows them in lower case
+            options |= {'protocol_whitelist': self._protocols}
+            options |= {'format_whitelist': _allowed_formats(remote=True)}
+        elif live and not self._is_file:
             place = Pipe(self.name, self.time_limit)
-            options['format_whitelist'] = _allowed_formats()
-        elif not self._is_url:
+            options |= {'protocol_whitelist': 'none', 'format_whitelist': _allowed_formats()}
+        else:
             # With its protocol, or FFmpeg takes what stands before a colon in a name for one.
             place = f'file:{self._local_path()}'
             options |= {'protocol_whitelist': 'file', 'format_whitelist': _allowed_formats()}
@@ -257,9 +309,12 @@ class VideoFile(Reader):
         except av.error.ExitError:
             raise self._stalled() from None
         except av.FFmpegError as error:
+            self._check_machine(error)
             reason = error.strerror
-            if isinstance(error, av.ArgumentError) and not self._is_url:
+            if isinstance(error, av.ArgumentError):
                 reason = 'it may be a list of other files'
+                if self._is_url:
+                    reason = 'it leads to what may not be opened, or is a list of it'
             raise VideoError(
                 f'{self.name} cannot be opened as a video ({reason}); '
                 'is it complete, and of a format that FFmpeg reads?'
@@ -274,7 +329,7 @@ class VideoFile(Reader):
             if not streams:
                 raise VideoError(f'{self.name} has no video stream; give a file with pictures')
             decoder = streams[0].codec_context
-            decoder.options |= {'max_pixels': str(_MAX_PIXELS)}
+            decoder.options |= {'max_pixels': str(MAX_PIXELS)}
             if decoder.name == 'mjpeg':  # or it shows old memory where a broken picture ends
                 decoder.options |= {'err_detect': 'explode'}
             try:
@@ -282,10 +337,15 @@ class VideoFile(Reader):
             except av.error.ExitError:
                 raise self._stalled() from None
             except (Damage, av.FFmpegError) as error:
+                self._check_machine(error)
                 reason = getattr(error, 'strerror', None) or error
                 raise VideoError(
                     f'{self.name} is damaged: {reason}; fetch or encode the video again'
                 ) from error
+
+    def _check_machine(self, error: Exception) -> None:
+        if lack := machine_error(error, self.name):
+            raise lack from error
 
     def _is_camera(self) -> bool:
         return self.name.startswith('/dev/video')
@@ -306,8 +366,8 @@ class VideoFile(Reader):
 
 
 @cache
-def _allowed_formats() -> str:
-    return ','.join(sorted(av.formats_available - _LISTS))
+def _allowed_formats(remote: bool = False) -> str:
+    return ','.join(sorted(av.formats_available - _LISTS | (_STREAMS if remote else set())))
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from ..clip import ClipConfig
-from ..data.failures import VIDEO_ERRORS
+from ..data.failures import VIDEO_ERRORS, machine_told
 from ..data.reader import VideoError
 from ..data.sampling import clip_indices
-from ..data.transforms import to_crops
+from ..data.transforms import read_crops
 from ..data.video import open_video
 from ..errors import BvtamError
 
-_FRAMES_A_READ = 64  # at full size in one thread; more only where one clip has more
+_FRAMES_A_READ = 64  # more only where one clip has more
+_BYTES_AHEAD = 256 << 20  # of clips that are decoded before they are asked for
 _SHORTEST = 0.001  # seconds
 _MOST_WINDOWS = 100_000
 _TOLERANCE = 1e-6  # seconds; times of frames are rounded
@@ -144,14 +145,21 @@ def read_clips(
 
     def open_one(name: str) -> list[tuple[Any, list[list[int]]]]:
         reader = open_video(name, time_limit)
-        rows, size = plan(reader), max(1, _FRAMES_A_READ // clip.num_frames)
-        return [(reader, rows[i : i + size]) for i in range(0, len(rows), size)]
+        with machine_told(reader.name):
+            rows, step = plan(reader), max(1, _FRAMES_A_READ // clip.num_frames)
+        return [(reader, rows[i : i + step]) for i in range(0, len(rows), step)]
 
     def read_one(part: tuple[Any, list[list[int]]]) -> Clips:
         reader, rows = part
         frames = torch.tensor(rows)
-        pictures = reader.read(frames.flatten().tolist()).split(clip.num_frames)
-        return Clips([to_crops(p, clip) for p in pictures], frames, reader.times[frames])
+        with machine_told(reader.name):
+            pixels = read_crops(reader, frames.flatten().tolist(), clip)
+        return Clips(pixels, frames, reader.times[frames])
+
+    def size(item: tuple[int, Any]) -> int:
+        _, part = item
+        frames = 0 if isinstance(part, Exception) else sum(map(len, part[1]))
+        return frames * clip.num_crops * len(clip.mean) * clip.crop_size**2
 
     opened = _ahead(pool, 2 * workers, _pass_errors(open_one), enumerate(videos))
     parts = (
@@ -159,20 +167,34 @@ def read_clips(
         for video, found in opened
         for part in ([found] if isinstance(found, Exception) else found)
     )
-    return _ahead(pool, 2 * workers, _pass_errors(read_one), parts)
+    return _ahead(pool, 2 * workers, _pass_errors(read_one), parts, size)
 
 
 def _ahead(
-    pool: Executor, depth: int, function: Callable[[Item], Result], items: Iterable[Item]
+    pool: Executor,
+    depth: int,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    size: Callable[[Item], int] = lambda _: 0,
 ) -> Iterator[Result]:
-    """`function` of each item, in order, with up to `depth` of them under way."""
+    """`function` of each item, in order, with up to `depth` of them under way, and fewer where the
+    results, of `size` bytes, would be too much to hold."""
     waiting: deque = deque()
+    held = 0
+
+    def first() -> Result:
+        nonlocal held
+        future, bytes_of_it = waiting.popleft()
+        held -= bytes_of_it
+        return future.result()
+
     for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
+        waiting.append((pool.submit(function, item), size(item)))
+        held += waiting[-1][1]
+        while len(waiting) > depth or (held > _BYTES_AHEAD and len(waiting) > 1):
+            yield first()
     while waiting:
-        yield waiting.popleft().result()
+        yield first()
 
 
 def _pass_errors(function: Callable[[Any], Any]) -> Callable[[tuple[int, Any]], tuple[int, Any]]:

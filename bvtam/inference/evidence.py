@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.sampling import clip_indices
-from ..data.transforms import normalize, to_crops
+from ..data.transforms import normalize, read_crops
 from ..data.video import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
@@ -52,7 +52,7 @@ def evidence(
     (indices,) = clip_indices(
         reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
     )
-    views = to_crops(reader.read(indices), clip)
+    (views,) = read_crops(reader, indices, clip)
     head = model.get_classifier()
     with evaluating(model):
         x = normalize(views.to(head.weight.device), clip, head.weight.dtype)

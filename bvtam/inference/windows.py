@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..data.failures import Failures, check_policy
+from ..data.failures import Failures, check_policy, machine_told
 from ..data.reader import VideoError
 from ..data.video import open_video
 from .clips import cut, read_clips, spans, window_plan
@@ -59,7 +59,9 @@ def windows(
     every, length = spans(every, length)
     plan = window_plan(net.clip, every, length)
     reader = open_video(video, time_limit)
-    found, rows, clip = cut(reader.times, reader.duration, every, length), plan(reader), net.clip
+    with machine_told(reader.name):
+        found, rows = cut(reader.times, reader.duration, every, length), plan(reader)
+    clip = net.clip
 
     def clips() -> Iterator[tuple[int, Tensor]]:
         count = 0
