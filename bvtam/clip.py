@@ -85,6 +85,11 @@ class ClipConfig:
         if len(self.mean) != len(self.std):
             raise BvtamError('clip.mean and clip.std must have the same length')
 
+    @property
+    def num_bytes(self) -> int:
+        """Of one view, uint8 (C, T, crop_size, crop_size)."""
+        return len(self.mean) * self.num_frames * self.crop_size**2
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClipConfig:
         """Inverse of `to_dict`. A key that is no field is a `BvtamError`."""

@@ -7,6 +7,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,6 +67,12 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 def read_regular(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a file; raises as `open_regular`."""
     with open_regular(path) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike[str], encoding: str = 'utf-8') -> str:
+    """The text of a file, its lines ended by `\\n`; raises as `open_regular`, and UnicodeDecodeError."""
+    with TextIOWrapper(open_regular(path), encoding) as file:
         return file.read()
 
 

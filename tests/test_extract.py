@@ -529,8 +529,8 @@ def test_too_many_failures_stop_the_run_with_their_list(damaged, tmp_path):
 def test_a_video_that_fails_in_its_middle_leaves_no_rows(corpus, tmp_path, monkeypatch):
     open_video = clips_module.open_video
 
-    def breaking(source, time_limit):
-        reader = open_video(source, time_limit)
+    def breaking(source, *options):
+        reader = open_video(source, *options)
         read_each = reader.read_each
 
         def read_or_fail(indices, function):

@@ -271,11 +271,12 @@ def test_lists(videos, text, expected, names):
 
 def test_paths_start_at_the_list(videos):
     file = write(
-        videos / 'b' / 'list.txt', f'c.avi 0\n../a.mp4 1\n{videos}/my clip.mp4 1\ns3://x/y.mp4 0'
+        videos / 'b' / 'list.txt',
+        f'c.avi 0\n../a.mp4 1\n{videos}/my clip.mp4 1\nhttps://x.y/z.mp4 0',
     )
-    sources = [record.source for record in load_records(file)[0]]
+    sources = [record.source for record in load_records(file, urls=True)[0]]
     expected = [str(videos / name) for name in ('b/c.avi', 'a.mp4', 'my clip.mp4')]
-    assert sources == [*expected, 's3://x/y.mp4']
+    assert sources == [*expected, 'https://x.y/z.mp4']
 
 
 def test_a_split_column(videos):

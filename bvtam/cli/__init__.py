@@ -38,6 +38,14 @@ def main() -> None:
     except (BvtamError, ValueError, OSError) as error:
         print(f'bvtam: {_told(error)}', file=sys.stderr)
         sys.exit(getattr(error, 'exit_code', 1))
+    except (MemoryError, RuntimeError) as error:
+        from ..data.failures import machine_error
+
+        lack = machine_error(error)
+        if lack is None:
+            raise
+        print(f'bvtam: {lack}', file=sys.stderr)
+        sys.exit(1)
 
 
 def _flush() -> None:

@@ -43,6 +43,15 @@ Root = Annotated[
     str,
     typer.Option(help='Folder that the paths in a list start from (default: that of the list).'),
 ]
+AllowUrls = Annotated[
+    bool,
+    typer.Option(
+        '--allow-urls', help='Let a list name addresses of videos, not local files alone.'
+    ),
+]
+Protocols = Annotated[
+    str, typer.Option(help='Of URLs that may be opened, also by redirects and playlists.')
+]
 
 
 def check_given(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .shared import (
+    AllowUrls,
     Json,
     MaxFailed,
     OnError,
@@ -125,6 +126,7 @@ def eval_(
         ),
     ] = 1.0,
     root: Root = '',
+    allow_urls: AllowUrls = False,
     clips: Annotated[
         int | None, typer.Option(help="Clips of a video (default: the model's).")
     ] = None,
@@ -185,6 +187,7 @@ def eval_(
             labels=net.label_names,
             val_share=val_share,
             seed=run_seed(model),
+            urls=allow_urls,
         )
         result = evaluate(
             net,

@@ -14,10 +14,12 @@ import typer
 
 from ..errors import BvtamError, one_line
 from .shared import (
+    AllowUrls,
     Json,
     MaxFailed,
     OnError,
     Precision,
+    Protocols,
     Root,
     TimeLimit,
     app,
@@ -101,9 +103,11 @@ def predict(
         Path | None, typer.Option(help='CSV file to list the videos in that were skipped.')
     ] = None,
     time_limit: TimeLimit = 60.0,
+    protocols: Protocols = 'http,https,rtsp',
     as_json: Json = False,
 ) -> None:
     """Name what videos show: the likeliest classes and their scores."""
+    from ..data.addresses import is_url
     from ..data.datasets import find_videos
     from ..data.failures import Failures
     from ..data.reader import VideoError
@@ -119,7 +123,7 @@ def predict(
         raise typer.BadParameter(
             f'--runtime {runtime} needs --model FILE{suffix}, which `bvtam export NAME FILE{suffix}` writes'
         )
-    both = {'videos', 'model', 'topk', 'precision', 'time_limit', 'as_json'}
+    both = {'videos', 'model', 'topk', 'precision', 'time_limit', 'protocols', 'as_json'}
     check_given(context, stream, {'stream', 'fps', 'last'}, both, '--stream')
     if stream:
         if len(videos) > 1:
@@ -128,7 +132,7 @@ def predict(
 
         answers = predict_stream(
             load_net(model, precision, inside=True),
-            videos[0],
+            open_video(videos[0], time_limit, _names(protocols)),
             topk,
             fps=fps,
             last=last,
@@ -140,13 +144,16 @@ def predict(
         raise typer.BadParameter('--length and --timeline are of windows: give --every SECONDS')
     if every is not None and evidence is not None:
         raise typer.BadParameter('--evidence is of the whole video: leave out --every')
-    names = find_videos(videos)
+    names = find_videos(videos, _names(protocols))
     several = len(names) > 1
     _check_output('--evidence', evidence, ('.png',), several)
     _check_output('--timeline', timeline, ('.png',), several)
     _check_output('--save', save, SUFFIXES, several)
     # A stream can be read once: its reader keeps it for the annotated copy.
-    readers = [open_video(name, time_limit) if name == '-' else name for name in names]
+    readers = [
+        open_video(name, time_limit, _names(protocols)) if name == '-' or is_url(name) else name
+        for name in names
+    ]
     sources = {video_name(reader): reader for reader in readers}
     stems = _stems(list(sources))
     failures = Failures(len(names), max_failed, errors)
@@ -232,6 +239,10 @@ def _show_answers(answers: Iterable[dict[str, Any]], as_json: bool) -> None:
         print(']')
 
 
+def _names(protocols: str) -> list[str]:
+    return [name.strip().lower() for name in protocols.split(',') if name.strip()]
+
+
 def _check_output(option: str, path: Path | None, suffixes: tuple[str, ...], several: bool) -> None:
     if path is None or _is_folder(path):
         return
@@ -253,7 +264,7 @@ def _output(path: Path, name: str) -> Path:
 
 def _stems(videos: list[str]) -> dict[str, str]:
     """A name for what is made of each video: its own, with the folders that they do not share."""
-    from ..data.records import is_url
+    from ..data.addresses import is_url
 
     paths = [os.path.abspath(f'/{v.partition("://")[2]}' if is_url(v) else v) for v in videos]
     base = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -311,6 +322,7 @@ def extract(
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
     time_limit: TimeLimit = 60.0,
+    protocols: Protocols = 'http,https,rtsp',
     as_json: Json = False,
 ) -> None:
     """Turn videos into embeddings, in shards; the same command goes on after an interruption.
@@ -337,6 +349,7 @@ def extract(
             on_error=on_error,
             max_failed=max_failed,
             time_limit=time_limit,
+            protocols=_names(protocols),
             progress=show,
         )
     print_facts(result, as_json)
@@ -370,6 +383,7 @@ def prepare(
     ] = None,
     root: Root = '',
     labels: Annotated[str, typer.Option(help='File with the label names (default: found).')] = '',
+    allow_urls: AllowUrls = False,
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
     time_limit: TimeLimit = 60.0,
@@ -413,6 +427,7 @@ def prepare(
             split=split or '',
             root=root or None,
             labels=labels or None,
+            urls=allow_urls,
             on_error=on_error,
             max_failed=max_failed,
             time_limit=time_limit,

@@ -47,8 +47,8 @@ def check_protocol(source: str, protocols: Iterable[str] = PROTOCOLS) -> None:
     if protocol not in ('', 'file', *allowed):
         what = f'only those of {", ".join(allowed)}' if allowed else 'only local files'
         raise BvtamError(
-            f'{source}: addresses of {protocol} are not opened here, {what}; copy the video, or allow '
-            'its protocol (protocols)'
+            f'{source}: addresses of {protocol} are not opened, {what}; copy the video, or allow them '
+            '(protocols, --protocols; of data sets urls, --allow-urls)'
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from ..clip import ClipConfig
 from ..errors import BvtamError
 from .failures import VIDEO_ERRORS, check_policy, machine_error, machine_told
 from .frames import _read_image
 from .load import load_images, load_records
+from .memory import shared_number
 from .records import Record, find_videos
 from .sampling import clip_indices, sample_seed, train_indices
 from .transforms import TrainTransform, read_crops
@@ -34,6 +37,8 @@ __all__ = [
     'load_images',
     'load_records',
 ]
+
+log = logging.getLogger('bvtam')
 
 _TOLERANCE = 1e-6  # seconds
 _MOST_IN_A_ROW = 10  # videos that fail before no other is tried
@@ -181,7 +186,7 @@ class VideoDataset(Dataset):
         self.records = records
         self.read = ClipReader(clip, train, offsets, time_limit)
         self.seed, self.on_error = seed, check_policy(on_error)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = shared_number()
 
     def set_epoch(self, epoch: int) -> None:
         """Draws anew; worker processes that live on see it too."""
@@ -244,6 +249,31 @@ class _ImageReader(ClipReader):
         return FrameArray(_read_image(Path(path))[None], name=path)
 
 
+class _Sent(Tensor):
+    """A tensor that leaves a worker process by way of its pipe, and is a plain one at the other end.
+
+    Torch sends tensors through shared memory, of which containers may have next to none.
+    """
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        return torch.from_numpy, (self.as_subclass(Tensor).numpy(),)
+
+
+def _sent(tensor: Tensor) -> Tensor:
+    return tensor if get_worker_info() is None else tensor.as_subclass(_Sent)
+
+
+def _stack(clips: list[Tensor]) -> Tensor:
+    """In shared memory where this is a worker process, and as long as there is some."""
+    try:
+        return default_collate(clips)
+    except RuntimeError as error:
+        if get_worker_info() is None or machine_error(error) is None:
+            raise
+        log.debug('%s', error)
+        return _sent(torch.stack(clips))
+
+
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch of samples, for `DataLoader(collate_fn=...)`.
 
@@ -253,10 +283,9 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     kept = [sample for sample in samples if sample['clip'] is not None]
     return {
-        # Stacked in shared memory where this is a worker process.
-        'clip': default_collate([sample['clip'] for sample in kept]) if kept else None,
-        'label': torch.tensor([sample['label'] for sample in kept], dtype=torch.int64),
-        'index': torch.tensor([sample['index'] for sample in kept], dtype=torch.int64),
+        'clip': _stack([sample['clip'] for sample in kept]) if kept else None,
+        'label': _sent(torch.tensor([sample['label'] for sample in kept], dtype=torch.int64)),
+        'index': _sent(torch.tensor([sample['index'] for sample in kept], dtype=torch.int64)),
         'video': [sample['video'] for sample in kept],
         'failed': [failure for sample in samples for failure in sample['failed']],
     }

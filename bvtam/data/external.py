@@ -17,8 +17,10 @@ from torch.utils.data import IterableDataset
 
 from ..clip import ClipConfig
 from ..errors import BvtamError, nearest
+from .addresses import check_protocol
 from .datasets import ClipReader, SampleError, VideoDataset, failure, missing
 from .failures import VIDEO_ERRORS, check_policy
+from .memory import shared_number
 from .records import VIDEO_SUFFIXES, Record
 from .sampling import sample_seed
 from .transforms import TrainTransform
@@ -31,6 +33,7 @@ def from_hub_dataset(
     video_column: str = 'video',
     label_column: str | None = 'label',
     split: str = 'train',
+    urls: bool = False,
     **options: Any,
 ) -> VideoDataset:
     """The videos of a data set of the Hugging Face Hub, or of any other of the library `datasets`.
@@ -41,6 +44,7 @@ def from_hub_dataset(
         video_column: column of videos; they are read by this package, from their path or bytes.
         label_column: column of class indices; None where there is none.
         split: of a data set that is given by name.
+        urls: whether paths in the column may be addresses.
         options: of `VideoDataset`.
 
     Returns:
@@ -64,14 +68,21 @@ def from_hub_dataset(
     if getattr(dataset.features[video_column], 'decode', False):
         undecoded = _library('datasets').Video(decode=False)
         dataset = dataset.cast_column(video_column, undecoded)
-    return _HubVideos(dataset, clip, video_column, label_column, **options)
+    return _HubVideos(dataset, clip, video_column, label_column, urls, **options)
 
 
 class _HubVideos(VideoDataset):
     def __init__(
-        self, table: Any, clip: ClipConfig, video: str, label: str | None, **options: Any
+        self,
+        table: Any,
+        clip: ClipConfig,
+        video: str,
+        label: str | None,
+        urls: bool,
+        **options: Any,
     ) -> None:
         super().__init__(range(len(table)), clip, **options)
+        self.urls = urls
         self.table, self.video, self.label = table, video, label
         self.label_names = getattr(table.features[label], 'names', None) if label else None
 
@@ -85,6 +96,11 @@ class _HubVideos(VideoDataset):
             )
         video = {'path': video} if isinstance(video, str) else video or {}
         record = Record(video.get('path') or f'row {index}', -1 if label is None else label)
+        if not self.urls and video.get('bytes') is None:
+            try:
+                check_protocol(record.source, ())
+            except BvtamError as error:
+                raise SampleError(error) from None
         return record, video.get('bytes')
 
 
@@ -143,7 +159,7 @@ class _ShardClips(IterableDataset):
     ) -> None:
         self.urls, self.read, self.labels = urls, read, labels
         self.shuffle, self.seed, self.on_error = shuffle, seed, on_error
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = shared_number()
 
     def set_epoch(self, epoch: int) -> None:
         """Draws anew; worker processes that live on see it too."""

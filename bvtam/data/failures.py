@@ -33,6 +33,7 @@ _TORCH = {
     "can't start new thread": errno.EAGAIN,
     'shared memory': errno.ENOBUFS,
     '</torch_': errno.ENOBUFS,
+    'DataLoader worker': errno.ECHILD,  # which says that one is gone
 }
 
 
@@ -76,6 +77,8 @@ def _told(number: int) -> str:
         return 'no thread can be started; raise the limit (ulimit -u) or lower workers'
     if number == errno.ENOBUFS:
         return shared_memory()
+    if number == errno.ECHILD:
+        return 'a decoding process was killed, maybe as memory ran out; lower workers or batch_size'
     return f'no space is left; temporary files go to {tempfile.gettempdir()} unless TMPDIR is set'
 
 

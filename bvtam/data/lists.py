@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import BvtamError, nearest
-from .records import VIDEO_SUFFIXES, Record, is_url
+from ..files import read_text
+from .addresses import PROTOCOLS, check_protocol, is_url
+from .records import VIDEO_SUFFIXES, Record
 
 log = logging.getLogger('bvtam')
 
@@ -47,7 +49,7 @@ class _Row(NamedTuple):
 
 
 def read_list(
-    path: Path, root: Path, names: list[str] | None
+    path: Path, root: Path, names: list[str] | None, urls: bool = False
 ) -> tuple[dict[str, list[Record]], list[str] | None]:
     """The records of each part, under '' where parts are not named, and the label names.
 
@@ -55,9 +57,10 @@ def read_list(
         path: of a list or annotations, as `load_records` tells them.
         root: folder that its paths start from.
         names: labels in the order of their indices; None for those of the list.
+        urls: whether its videos may be addresses of `PROTOCOLS`.
 
     Raises:
-        BvtamError: a line that cannot be understood, or whose video is missing.
+        BvtamError: a line that cannot be understood, whose video is missing, or an address.
     """
     vanish = False
     if path.suffix.lower() == '.json':
@@ -92,6 +95,10 @@ def read_list(
             missing.append(row.files[0])
             continue
         source, is_folder = found
+        try:
+            check_protocol(source, PROTOCOLS if urls else ())
+        except BvtamError as error:
+            raise BvtamError(f'{row.where}: {error}') from None
         if not is_folder and (row.first, row.last) != (None, None):
             raise BvtamError(
                 f'{row.where}: first and last number the images of a folder, but {source} is a file'
@@ -215,7 +222,7 @@ class _Files:
 def _text(path: Path) -> list[tuple[str, str]]:
     """Lines that are not blank, each with its place for messages."""
     try:
-        lines = path.read_text(encoding='utf-8-sig').split('\n')
+        lines = read_text(path, 'utf-8-sig').split('\n')
     except UnicodeDecodeError:
         raise BvtamError(
             f'{path} is not UTF-8 text; give a folder, a list or annotations'

@@ -24,6 +24,7 @@ def load_records(
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     val_share: float = 0.2,
     seed: int = 0,
+    urls: bool = False,
 ) -> tuple[list[Record], list[str] | None]:
     """The videos of one part of a data set.
 
@@ -59,6 +60,8 @@ def load_records(
         val_share: share of the videos of each class that is 'val', at least one and not all; 0 for
             none, 1 for all.
         seed: of that draw. It depends on the path of a video in `root` and on nothing else.
+        urls: whether the videos of a list may be addresses; those that are opened are of http, https
+            and rtsp.
 
     Returns:
         Records, those of folders sorted by label and path, those of lists in their order; and the
@@ -69,7 +72,7 @@ def load_records(
             malformed, with a label that is unknown or a video that is missing; no video in the part.
         FileNotFoundError: there is no `data`.
     """
-    return _load(data, split, root, labels, val_share, seed, images=False)
+    return _load(data, split, root, labels, val_share, seed, urls, images=False)
 
 
 def load_images(
@@ -79,9 +82,10 @@ def load_images(
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     val_share: float = 0.2,
     seed: int = 0,
+    urls: bool = False,
 ) -> tuple[list[Record], list[str] | None]:
     """`load_records` for images: class folders hold image files, and so do lists `video label`."""
-    return _load(data, split, root, labels, val_share, seed, images=True)
+    return _load(data, split, root, labels, val_share, seed, urls, images=True)
 
 
 def _load(
@@ -91,6 +95,7 @@ def _load(
     labels: Sequence[str] | str | os.PathLike[str] | None,
     val_share: float,
     seed: int,
+    urls: bool,
     images: bool,
 ) -> tuple[list[Record], list[str] | None]:
     if split not in ('', *SPLITS):
@@ -98,7 +103,7 @@ def _load(
     if not 0 <= val_share <= 1:
         raise BvtamError(f'val_share must be a share from 0 to 1, not {val_share}')
     data = Path(data)
-    parts, names = load_parts(data, root, labels, split, images)
+    parts, names = load_parts(data, root, labels, split, images, urls)
     if not split:
         records = [record for part in parts.values() for record in part]
     elif set(parts) == {''}:
@@ -121,6 +126,7 @@ def load_parts(
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     split: str = '',
     images: bool = False,
+    urls: bool = False,
 ) -> tuple[dict[str, list[Record]], list[str] | None]:
     """The videos of each part that a data set names, of all under '' if it names none.
 
@@ -128,6 +134,7 @@ def load_parts(
         data, root, labels: as in `load_records`.
         split: a part without which there is an error; the others may be left out.
         images: as `load_images`.
+        urls: as in `load_records`.
 
     Returns, raises:
         As `load_records`.
@@ -140,7 +147,7 @@ def load_parts(
         return _class_folders(data, split, names, images)
     if data.suffix.lower() in VIDEO_SUFFIXES:
         return {'': [Record(str(data))]}, names
-    return read_list(data, Path(root) if root is not None else data.parent, names)
+    return read_list(data, Path(root) if root is not None else data.parent, names, urls)
 
 
 def _class_folders(

@@ -8,10 +8,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from torch import Tensor
+
+from .failures import machine_told
+
 MAX_PIXELS = 2**26  # of a frame; 8K has half of that
 # Of one frame in work: at full size as RGB, twice, and those that a video decoder holds.
 _BYTES_A_PIXEL = 16
 _LARGE = 256 << 20  # bytes
+_BYTES_AHEAD = 512 << 20  # of batches
 
 
 class Budget:
@@ -37,6 +43,7 @@ class Budget:
             self._left -= size
             self._holders.add(thread)
         try:
+            give_back(size)  # of others
             yield
         finally:
             give_back(size)
@@ -55,6 +62,21 @@ def give_back(size: int) -> None:
     except (AttributeError, OSError, TypeError):  # another libc
         return
     trim(ctypes.c_size_t(0))
+
+
+def prefetch(workers: int, size: int) -> int | None:
+    """Batches of `size` bytes that each worker of a `DataLoader` makes ahead, for `prefetch_factor`."""
+    return min(2, max(1, _BYTES_AHEAD // (workers * size))) if workers else None
+
+
+def shared_number() -> Tensor:
+    """An int64 zero of which processes that are started later see every change.
+
+    Raises:
+        MachineError: there is no shared memory.
+    """
+    with machine_told(''):
+        return torch.zeros((), dtype=torch.int64).share_memory_()
 
 
 DECODING = Budget(512 << 20)

@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import BvtamError, nearest
+from .memory import shared_number
 from .motion_files import recode
 from .motion_paint import SHAPES, TEXTURES, child, mix, uniform
 from .motion_scene import PAIRS, Frames, Renderer, Shots
@@ -164,7 +165,7 @@ class MotionClips(Dataset):
         _positions('shapes', shapes, SHAPES)
         self.textures, self.shapes = list(textures), list(shapes)
         self._renderer = Renderer(height, width, self.textures, self.shapes)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
+        self._epoch = shared_number()  # workers see it change
 
     def of_length(self, num_frames: int) -> MotionClips:
         """The same clips in another number of frames."""

@@ -35,12 +35,14 @@ import av
 from filelock import FileLock, Timeout
 
 from ..errors import BvtamError, MachineError
+from ..files import read_text
+from .addresses import is_url
 from .encode import Encoding, encode
 from .failures import VIDEO_ERRORS, Failures, check_policy
 from .lists import LABELS
 from .load import load_parts, load_records
 from .processes import outcomes
-from .records import Record, is_url, walk
+from .records import Record, walk
 from .video import open_record
 
 SETTINGS, ERRORS = 'prepare.json', 'errors.csv'
@@ -69,6 +71,7 @@ def prepare(
     split: str = '',
     root: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
+    urls: bool = False,
     on_error: str = 'skip',
     max_failed: float = 0.1,
     time_limit: float = 60.0,
@@ -97,7 +100,7 @@ def prepare(
             to 100 (best), by default 95.
         fps: frames a second; None keeps all frames and their times.
         workers: processes, each of one thread; None for as many as there are cores.
-        split, root, labels: of `load_records`.
+        split, root, labels, urls: of `load_records`.
         on_error: 'skip' lists videos that cannot be read in `errors.csv`, 'raise' stops at the first.
         max_failed: share of the videos, on [0, 1], that may fail.
         time_limit: seconds without progress after which a video has failed.
@@ -121,10 +124,10 @@ def prepare(
         raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
     src, out = Path(src), Path(out).resolve()
     if split:
-        records, names = load_records(src, split, root=root, labels=labels)
+        records, names = load_records(src, split, root=root, labels=labels, urls=urls)
         splits = [''] * len(records)
     else:
-        named, names = load_parts(src, root, labels)
+        named, names = load_parts(src, root, labels, urls=urls)
         records = [record for of_split in named.values() for record in of_split]
         splits = [name for name, of_split in named.items() for _ in of_split]
     parts = [replace(record, label=-1) for record in records]
@@ -264,7 +267,7 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
         _write(out, SETTINGS, json.dumps(settings, indent=1) + '\n')
         return
     try:
-        before = dict(json.loads(path.read_text()))
+        before = dict(json.loads(read_text(path)))
     except (ValueError, TypeError):
         raise BvtamError(f'{path} is damaged; name another folder') from None
     for name, value in settings.items():

@@ -8,17 +8,20 @@ import stat
 import tempfile
 import weakref
 
+from .failures import machine_error
 from .reader import VideoError
 
 _PIECE = 1 << 20  # bytes
+_LONGEST = 4 << 30  # bytes of a copy, in a folder that may lie in memory
 
 
 def spool(name: str, time_limit: float) -> str:
     """Path of a new temporary file with all that a pipe gives; the caller removes it.
 
     Raises:
-        VideoError: it is a device, gives nothing at all, or nothing for `time_limit` seconds, or the
-            temporary folder is full.
+        VideoError: it is a device, gives nothing at all, nothing for `time_limit` seconds, or more
+            than 4 GB.
+        MachineError: the temporary folder is full.
     """
     path = None
     try:
@@ -38,6 +41,11 @@ def spool(name: str, time_limit: float) -> str:
                     if not piece:
                         break
                     file.write(piece)
+                    if file.tell() > _LONGEST:
+                        raise VideoError(
+                            f'{name} gives more than {_LONGEST >> 30} GB, as if it had no end; '
+                            '--stream reads it as it comes, or save it to a file'
+                        )
                 empty = not file.tell()
         finally:
             os.close(source)
@@ -48,9 +56,8 @@ def spool(name: str, time_limit: float) -> str:
         if path is not None:
             os.unlink(path)
         if isinstance(error, OSError):
-            raise VideoError(
-                f'{name} cannot be copied to {tempfile.gettempdir()} ({error.strerror}); '
-                'TMPDIR names another folder'
+            raise machine_error(error, name) or VideoError(
+                f'{name} cannot be copied to {tempfile.gettempdir()} ({error.strerror})'
             ) from None
         raise
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..data.datasets import ImageDataset, Record, SampleError, VideoDataset, collate
-from ..data.failures import Failures, check_policy
+from ..data.failures import Failures, check_policy, machine_told
+from ..data.memory import prefetch
 from ..data.transforms import normalize
 from ..errors import BvtamError
 from ..inference.predict import check_counts, evaluating, model_name
@@ -122,12 +123,14 @@ def evaluate(
 
     counts, num_failed, done = Counts(model.num_classes), 0, 0
     with (
+        machine_told(''),
         _evaluating(model, name, device) as net,
         _batches(
             dataset,
             batch_size=videos,
             sampler=range(rank, total, world),
             num_workers=workers,  # of one thread: torch sees to that
+            prefetch_factor=prefetch(workers, videos * per_video * model.clip_config.num_bytes),
             collate_fn=collate,
             pin_memory=net.device.type == 'cuda',
             worker_init_fn=quiet_worker,

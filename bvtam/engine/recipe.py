@@ -19,6 +19,7 @@ import yaml
 from ..clip import ClipConfig
 from ..data.motion import FAMILIES
 from ..errors import BvtamError, nearest
+from ..files import read_text
 
 RECIPES = Path(__file__).parents[1] / 'recipes'
 
@@ -55,6 +56,7 @@ class Data:
     root: str = _setting(
         '', 'folder that the paths in a list start from (default: that of the list)'
     )
+    urls: bool = _setting(False, 'let a list name addresses of videos, not local files alone')
     val_share: float = _setting(
         0.2, 'share of each class held out where `path` has no split', most=0.9
     )
@@ -201,7 +203,7 @@ class Recipe:
         if source:
             path = find_recipe(source)
             try:
-                values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+                values = yaml.safe_load(read_text(path)) or {}
             except (OSError, ValueError, yaml.YAMLError) as error:
                 raise BvtamError(f'{path} cannot be read as YAML: {error}') from None
             if not isinstance(values, dict):

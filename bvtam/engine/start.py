@@ -139,7 +139,7 @@ def load_data(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] | N
         raise BvtamError('no data: name a dataset with --data DIR (data.path in the recipe)')
     images = architecture(recipe.model).startswith('blresnet')
     load = load_images if images else load_records
-    options = {'root': data.root or None, 'seed': recipe.run.seed}
+    options = {'root': data.root or None, 'seed': recipe.run.seed, 'urls': data.urls}
     if data.path:
         options['val_share'] = data.val_share
         train_records, names = load(data.path, 'train', **options)

@@ -34,7 +34,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..data.datasets import collate
-from ..data.failures import Failures
+from ..data.failures import Failures, machine_told
+from ..data.memory import prefetch
 from ..data.sampling import sample_seed
 from ..data.transforms import normalize
 from ..errors import BvtamError
@@ -208,6 +209,7 @@ class Trainer:
         """
         run, epochs = self.recipe.run, self.recipe.schedule.epochs
         with ExitStack() as stack:
+            stack.enter_context(machine_told(''))
             self.wish = stack.enter_context(stop_signals())
             stack.callback(self._close)
             start = self._open(resume, stack)
@@ -271,6 +273,7 @@ class Trainer:
             batch_sampler=self.batches,
             collate_fn=collate,
             num_workers=workers,
+            prefetch_factor=prefetch(workers, self.batches.part * self.net.clip_config.num_bytes),
             persistent_workers=workers > 0,
             pin_memory=self.device.type == 'cuda',
             worker_init_fn=quiet_worker,

@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import BvtamError, one_line
+from ..files import open_regular
 from .table import Entry, entries
 
 CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
@@ -163,7 +164,7 @@ def check_hashes(folder: Path) -> None:
     if not os.path.lexists(sums):
         return
     try:
-        with sums.open('rb') as file:
+        with open_regular(sums) as file:
             lines = file.read(100_000).decode('utf-8').splitlines()
     except (OSError, ValueError) as error:
         raise BvtamError(f'{sums} cannot be read: {error}') from None

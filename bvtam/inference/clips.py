@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..clip import ClipConfig
+from ..data.addresses import PROTOCOLS
 from ..data.failures import VIDEO_ERRORS, machine_told
 from ..data.reader import VideoError
 from ..data.sampling import clip_indices
@@ -136,6 +137,7 @@ def read_clips(
     plan: Plan,
     clip: ClipConfig,
     time_limit: float,
+    protocols: Iterable[str] = PROTOCOLS,
 ) -> Iterator[tuple[int, Clips | Exception]]:
     """Number of the video and its clips, some at a time, in the order of videos and clips.
 
@@ -144,7 +146,7 @@ def read_clips(
     """
 
     def open_one(name: str) -> list[tuple[Any, list[list[int]]]]:
-        reader = open_video(name, time_limit)
+        reader = open_video(name, time_limit, protocols)
         with machine_told(reader.name):
             rows, step = plan(reader), max(1, _FRAMES_A_READ // clip.num_frames)
         return [(reader, rows[i : i + step]) for i in range(0, len(rows), step)]
@@ -158,8 +160,8 @@ def read_clips(
 
     def size(item: tuple[int, Any]) -> int:
         _, part = item
-        frames = 0 if isinstance(part, Exception) else sum(map(len, part[1]))
-        return frames * clip.num_crops * len(clip.mean) * clip.crop_size**2
+        clips = 0 if isinstance(part, Exception) else len(part[1])
+        return clips * clip.num_crops * clip.num_bytes
 
     opened = _ahead(pool, 2 * workers, _pass_errors(open_one), enumerate(videos))
     parts = (

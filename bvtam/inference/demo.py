@@ -60,12 +60,12 @@ def build(model: nn.Module) -> Blocks:
 
 def look(model: nn.Module, path: str) -> tuple[dict[str, float], Image.Image, Image.Image]:
     """Scores by label, the picture of the evidence and that of the timeline."""
-    reader = open_video(path)
+    reader = open_video(path, protocols=())  # from whoever opens the page
     every = max(_SHORTEST, reader.duration / _WINDOWS)
-    found = predict(model, path)
+    found = predict(model, reader)
     with TemporaryDirectory() as scratch:
         pictures = [Path(scratch) / name for name in ('evidence.png', 'timeline.png')]
-        save_evidence(evidence(model, path), pictures[0])
-        save_timeline(windows(model, path, every, 2 * every), pictures[1])
+        save_evidence(evidence(model, reader), pictures[0])
+        save_timeline(windows(model, reader, every, 2 * every), pictures[1])
         images = [Image.open(picture).convert('RGB') for picture in pictures]
     return {entry['label']: entry['score'] for entry in found['top']}, *images

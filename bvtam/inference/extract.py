@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.addresses import PROTOCOLS
 from ..data.datasets import find_videos
 from ..data.failures import Failures, check_policy
 from ..errors import BvtamError
@@ -43,6 +44,7 @@ def extract(
     on_error: str = 'skip',
     max_failed: float = 0.1,
     time_limit: float = 60.0,
+    protocols: Iterable[str] = PROTOCOLS,
     resume: bool = True,
     progress: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def extract(
         on_error: 'skip' lists a video that cannot be read in `errors.csv`; 'raise' stops there.
         max_failed: share of the videos, on [0, 1], that may fail.
         time_limit: seconds without progress after which a video is given up.
+        protocols: of URLs that may be opened, as of `open_video`.
         resume: False refuses a folder in which an extraction has begun.
         progress: called with the numbers of videos done and to do in this process, the latter being
             the same every time; the first call tells what was done before.
@@ -109,7 +112,8 @@ def extract(
         plan = clip_plan(net.clip)
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
-    videos = sorted({*find_videos([os.fspath(source) for source in sources])})
+    protocols = tuple(protocols)
+    videos = sorted({*find_videos([os.fspath(source) for source in sources], protocols)})
     rank, world_size = _rank()
     failures = Failures(len(videos), max_failed)
     settings = {
@@ -141,7 +145,9 @@ def extract(
                 for head in folder.done().values():  # those of other processes count too
                     failures.reasons.update(head['failed'])
                 shard = _Shard(net, batch_size)
-                for i, clips in read_clips(pool, workers, names, plan, net.clip, time_limit):
+                for i, clips in read_clips(
+                    pool, workers, names, plan, net.clip, time_limit, protocols
+                ):
                     tell(done + i, total)
                     if not isinstance(clips, Exception):
                         shard.add(i, clips)
