@@ -26,6 +26,7 @@ with warnings.catch_warnings():  # it scripts a function of its own, which torch
     from fvcore.nn.jit_handles import get_shape
 
 from .factory import create_model
+from .inference.view import evaluating
 from .layers.temporal import plan
 
 
@@ -52,19 +53,14 @@ def count(model: nn.Module, num_frames: int = 1, size: int = 224) -> dict[str, i
     if model.input_kind == 'image':
         shape = (*shape[:2], *shape[3:])
     x = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        analysis = FlopCountAnalysis(model, x)
-        analysis.set_op_handle('prim::PythonOp.TamFunction', _tam_macs)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        ops = analysis.by_operator()
-        with torch.no_grad():
-            shapes = copy.deepcopy(model).to('meta')
-            positions = 1 if len(shape) == 4 else shapes.forward_features(x.to('meta')).shape[2]
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with evaluating(model) as view:
+        with torch.enable_grad():  # else TAM is no operation of its own in the trace
+            analysis = FlopCountAnalysis(view, x)
+            analysis.set_op_handle('prim::PythonOp.TamFunction', _tam_macs)
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            ops = analysis.by_operator()
+        shapes = copy.deepcopy(view).to('meta')
+        positions = 1 if len(shape) == 4 else shapes.forward_features(x.to('meta')).shape[2]
     return {
         'conv_macs': int(ops['conv'] + ops['tam']),
         'linear_macs': int(ops['linear'] * positions),  # the releases classify every position

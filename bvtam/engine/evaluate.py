@@ -23,7 +23,8 @@ from ..data.failures import Failures, check_policy, machine_told
 from ..data.memory import prefetch
 from ..data.transforms import normalize
 from ..errors import BvtamError
-from ..inference.predict import check_counts, evaluating, model_name
+from ..inference.predict import check_counts, model_name
+from ..inference.view import evaluating
 from .counts import Counts, place
 from .processes import quiet_worker
 from .report import figure, most_confused, per_class, write_report
@@ -312,27 +313,23 @@ class _Net:
 
 @contextmanager
 def _evaluating(model: nn.Module, name: str, device: str | torch.device | None) -> Iterator[_Net]:
-    """The model on the device, in eval mode and without gradients; afterwards it is as it came."""
-    home = _Net(model, name).device
+    """The model on the device, in eval mode and without gradients; see `evaluating`."""
     if device is not None:
-        _move(model, device)
-    try:
-        net = _Net(model, name)
+        device = _usable(device)
+    with evaluating(model, device) as view:
+        net = _Net(view, name)
         cuda = net.device.type == 'cuda'  # where NCCL and pinned memory look for the device
-        with torch.cuda.device(net.device) if cuda else nullcontext(), evaluating(model):
+        with torch.cuda.device(net.device) if cuda else nullcontext():
             yield net
-    finally:
-        if device is not None:
-            model.to(home)
 
 
-def _move(model: nn.Module, device: str | torch.device) -> None:
+def _usable(device: str | torch.device) -> torch.device:
+    """The device, with its number where it has one."""
     try:
-        torch.empty(0, device=device)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition('\n')[0]
         raise BvtamError(f'device {str(device)!r} cannot be used: {reason}') from None
-    model.to(device)
 
 
 @contextmanager

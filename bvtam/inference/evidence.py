@@ -16,7 +16,8 @@ from ..data.transforms import normalize, read_crops
 from ..data.video import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
-from .predict import Classifier, evaluating, video_name
+from .predict import Classifier, video_name
+from .view import evaluating
 
 _MOST_PICTURES = 8
 
@@ -53,11 +54,11 @@ def evidence(
         reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
     )
     (views,) = read_crops(reader, indices, clip)
-    head = model.get_classifier()
-    with evaluating(model):
+    with evaluating(model) as view:
+        head = view.get_classifier()
         x = normalize(views.to(head.weight.device), clip, head.weight.dtype)
-        features = model.forward_features(x)
-        logits = model.forward_head(features)[0].float()
+        features = view.forward_features(x)
+        logits = view.forward_head(features)[0].float()
         weight, bias = head.weight.float(), head.bias.float()
         place = int(logits.argmax())
         lead = logits[place] - logits.mean()

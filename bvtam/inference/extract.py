@@ -19,7 +19,6 @@ from ..data.failures import Failures, check_policy
 from ..errors import BvtamError
 from .clips import Clips, clip_plan, read_clips, spans, window_plan
 from .features import Embedder
-from .predict import evaluating
 from .shards import FORMATS, ShardFolder
 
 WHAT = ('clip', 'window', 'pair')
@@ -140,28 +139,23 @@ def extract(
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix='bvtam-decode')
     try:
-        with evaluating(model):
-            for k, names in todo.items():
-                for head in folder.done().values():  # those of other processes count too
-                    failures.reasons.update(head['failed'])
-                shard = _Shard(net, batch_size)
-                for i, clips in read_clips(
-                    pool, workers, names, plan, net.clip, time_limit, protocols
-                ):
-                    tell(done + i, total)
-                    if not isinstance(clips, Exception):
-                        shard.add(i, clips)
-                    elif on_error == 'raise':
-                        raise clips
-                    else:
-                        failures.add(names[i], clips)
-                failed = {
-                    name: failures.reasons[name] for name in names if name in failures.reasons
-                }
-                kept = torch.tensor([name not in failed for name in names])
-                folder.write(k, shard.tensors(kept, getattr(torch, dtype)), names, failed)
-                done += len(names)
-                tell(done, total)
+        for k, names in todo.items():
+            for head in folder.done().values():  # those of other processes count too
+                failures.reasons.update(head['failed'])
+            shard = _Shard(net, batch_size)
+            for i, clips in read_clips(pool, workers, names, plan, net.clip, time_limit, protocols):
+                tell(done + i, total)
+                if not isinstance(clips, Exception):
+                    shard.add(i, clips)
+                elif on_error == 'raise':
+                    raise clips
+                else:
+                    failures.add(names[i], clips)
+            failed = {name: failures.reasons[name] for name in names if name in failures.reasons}
+            kept = torch.tensor([name not in failed for name in names])
+            folder.write(k, shard.tensors(kept, getattr(torch, dtype)), names, failed)
+            done += len(names)
+            tell(done, total)
     except BvtamError:
         folder.write_errors(failures.reasons)  # with those of the shard that is not finished
         raise

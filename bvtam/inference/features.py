@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..data.transforms import normalize
 from ..errors import BvtamError, nearest
-from .predict import evaluating, model_name
+from .predict import model_name
+from .view import evaluating
 
 
 class Embedder:
@@ -47,8 +48,7 @@ class Embedder:
         blank = torch.zeros(
             (1, len(self.clip.mean), self.clip.num_frames, size, size), dtype=torch.uint8
         )
-        with evaluating(model):
-            _, self.rows, self.width = self([blank]).shape
+        _, self.rows, self.width = self([blank]).shape
 
     def _find(self, stage: str) -> tuple[int | None, str]:
         if stage == 'pooled':
@@ -82,21 +82,23 @@ class Embedder:
         """n clips, uint8 (crops, C, T, S, S) each -> float32 (n, R, D) on the CPU, crops averaged."""
         pixels = torch.stack(clips).to(self.weight.device)
         x = normalize(pixels.flatten(0, 1), self.clip, dtype=self.weight.dtype)
-        return self._embed(x).float().unflatten(0, pixels.shape[:2]).mean(1).cpu()
+        with evaluating(self.model) as net:
+            embedded = self._embed(net, x).float()
+        return embedded.unflatten(0, pixels.shape[:2]).mean(1).cpu()
 
-    def _embed(self, x: Tensor) -> Tensor:
+    def _embed(self, net: nn.Module, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, R, D)."""
         if self.index is not None:
-            (maps,) = self.model.forward_intermediates(
+            (maps,) = net.forward_intermediates(
                 x, indices=[self.index], stop_early=True, intermediates_only=True
             )
             steps = maps.mean((3, 4)).transpose(1, 2)
             return steps if self.by_step else steps.mean(1, keepdim=True)
-        maps, steps = self.model.forward_features(x), 1
+        maps, steps = net.forward_features(x), 1
         if self.by_step:  # the head averages over time, so each step goes there as a clip
             steps = maps.shape[2]
             maps = maps.transpose(1, 2).flatten(0, 1).unsqueeze(2)
-        pooled = self.model.forward_head(maps, pre_logits=True)
+        pooled = net.forward_head(maps, pre_logits=True)
         if pooled.ndim != 2:
             raise BvtamError(f"{self.name} does not pool (global_pool=''); name a stage")
         return pooled.unflatten(0, (-1, steps))

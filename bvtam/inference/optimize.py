@@ -61,6 +61,7 @@ def optimize(
     with torch.inference_mode(False), torch.no_grad():
         fuse(net, dtype, pack=not compile)
         net.to(dtype=dtype, memory_format=torch.channels_last)
+    net.eval()  # the fused modules too
     net.optimized = True
     if compile:
         net.compile()

@@ -20,6 +20,7 @@ from ..data.reader import Reader
 from ..data.transforms import normalize
 from ..errors import BvtamError
 from .clips import clip_plan, read_clips
+from .view import evaluating
 
 _LARGEST = 10_000  # beyond it a count is a mistake
 
@@ -195,9 +196,9 @@ class Classifier:
     def __call__(self, views_BCTHW: Tensor) -> Tensor:
         """uint8 (B, C, T, S, S) -> float32 (B, num_classes) on the CPU."""
         weight = next(self.model.parameters(), torch.empty(0))
-        with evaluating(self.model):
+        with evaluating(self.model) as net:
             x = normalize(views_BCTHW.to(weight.device), self.clip, weight.dtype)
-            return self.probabilities(self.model(x))
+            return self.probabilities(net(x))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """float32 (B, num_classes) on the CPU; `BvtamError` where they are not finite."""
@@ -239,20 +240,6 @@ class Classifier:
             }
             for i in best
         ]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without gradients; afterwards it is as it came."""
-    # Each module has its own flag: a finetuned net may keep its batch norms in eval mode.
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
 
 
 @contextmanager
