@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import errno
 import logging
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -89,8 +90,24 @@ def shared_memory() -> str:
         usage = shutil.disk_usage(_SHARED)
         size = f' ({_SHARED}: {usage.free >> 20} of {usage.total >> 20} MB left)'
     return (
-        f'no shared memory is left{size}; give more (docker run --shm-size=1g), or set workers to 0'
+        f'no shared memory is left{size}; give more (docker run --shm-size=1g) or lower workers, '
+        'where it can be to 0'
     )
+
+
+@contextmanager
+def starting_processes(workers: int = 0) -> Iterator[None]:
+    """Raises a `MachineError` where there is no room for the locks that processes share.
+
+    It tries so many as a `DataLoader` of `workers` takes, which leaves a traceback where it has none.
+    """
+    try:
+        _ = [multiprocessing.Lock() for _ in range(4 * workers + 16 if workers else 0)]
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise MachineError(shared_memory()) from error
 
 
 def memory_is_short() -> bool:

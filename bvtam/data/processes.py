@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import BvtamError
+from .failures import starting_processes
 
 Item = TypeVar('Item')
 
@@ -88,7 +89,8 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     if server:
         context.set_forkserver_preload([f'{__package__}.prepare'])
     lifeline, hold = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, _start, (lifeline,))
+    with starting_processes():
+        pool = ProcessPoolExecutor(workers, context, _start, (lifeline,))
     try:
         try:
             pool.submit(os.getpid).result()

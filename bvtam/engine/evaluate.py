@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..data.datasets import ImageDataset, Record, SampleError, VideoDataset, collate
-from ..data.failures import Failures, check_policy, machine_told
+from ..data.failures import Failures, check_policy, machine_told, starting_processes
 from ..data.memory import prefetch
 from ..data.transforms import normalize
 from ..errors import BvtamError
@@ -334,7 +334,8 @@ def _usable(device: str | torch.device) -> torch.device:
 
 @contextmanager
 def _batches(dataset: Dataset, **options: Any) -> Iterator[Iterator[dict[str, Any]]]:
-    batches = iter(DataLoader(dataset, **options))
+    with starting_processes(options['num_workers']):
+        batches = iter(DataLoader(dataset, **options))
     try:
         yield batches
     finally:

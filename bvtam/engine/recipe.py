@@ -19,7 +19,6 @@ import yaml
 from ..clip import ClipConfig
 from ..data.motion import FAMILIES
 from ..errors import BvtamError, nearest
-from ..files import read_text
 
 RECIPES = Path(__file__).parents[1] / 'recipes'
 
@@ -203,7 +202,7 @@ class Recipe:
         if source:
             path = find_recipe(source)
             try:
-                values = yaml.safe_load(read_text(path)) or {}
+                values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
             except (OSError, ValueError, yaml.YAMLError) as error:
                 raise BvtamError(f'{path} cannot be read as YAML: {error}') from None
             if not isinstance(values, dict):

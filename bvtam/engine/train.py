@@ -34,7 +34,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..data.datasets import collate
-from ..data.failures import Failures, machine_told
+from ..data.failures import Failures, machine_told, starting_processes
 from ..data.memory import prefetch
 from ..data.sampling import sample_seed
 from ..data.transforms import normalize
@@ -232,7 +232,8 @@ class Trainer:
         self.model.train()
         freeze_norms(self.net, self.recipe.regularize.freeze_bn)
         self.loader = self.loader or self._loader()
-        self.loaded = iter(self.loader)
+        with starting_processes(self.recipe.data.workers):
+            self.loaded = iter(self.loader)
         for step in range(start, batches.steps):
             parts = [next(self.loaded) for _ in range(batches.parts(step))]
             self.failed += [failure for part in parts for failure in part['failed']]
