@@ -53,6 +53,10 @@ def __getattr__(name: str):
     return getattr(import_module(f'.{rooms[name]}', __name__), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     'BvtamError',
     'ClipConfig',

@@ -441,6 +441,7 @@ def test_ranks_share_the_work_and_the_folder_is_the_same(corpus, tmp_path, monke
             tmp_path / 'two',
             shard_size=1,
             max_failed=0.2,
+            shard='env',
             progress=lambda done, total, seen=seen: seen.append((done, total)),
         )
         calls.append(seen)
@@ -462,7 +463,22 @@ def test_ranks_share_the_work_and_the_folder_is_the_same(corpus, tmp_path, monke
         monkeypatch.setenv('RANK', rank)
         monkeypatch.setenv('WORLD_SIZE', world_size)
         with pytest.raises(BvtamError, match=f'RANK={rank} and WORLD_SIZE=2'):
-            extract(Small(), sources, tmp_path / 'three')
+            extract(Small(), sources, tmp_path / 'three', shard='env')
+
+
+def test_a_share_is_dealt_where_it_is_asked_for(corpus, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    # A worker that was given its own videos extracts them all, and is told of the other way.
+    assert extract(Small(), corpus, tmp_path / 'own')['videos'] == 5
+    assert "extracts all of its 5 videos: shard='env' would" in caplog.text
+    with caplog.at_level('INFO', 'bvtam'):
+        extract(Small(), corpus, tmp_path / 'two', shard_size=1, shard='env')
+    assert 'takes every shard k with k % 2 = 1' in caplog.text
+    assert extract(Small(), corpus, tmp_path / 'two', shard_size=1, shard=(0, 2))['videos'] == 5
+    for wrong in ((2, 2), (0, 0), (-1, 2), ('0', '2'), 'all', 1):
+        with pytest.raises(BvtamError, match=r"shard must be \(rank, world_size\), 'env' or None"):
+            extract(Small(), corpus, tmp_path / 'two', shard=wrong)
 
 
 # Videos that fail

@@ -1,5 +1,11 @@
 """One model for many threads: what asks it leaves it alone, whatever the others do."""
 
+import copy
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import textwrap
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -213,3 +219,57 @@ def test_another_device_is_for_the_view_alone():
         assert {p.device.type for p in view.parameters()} == {'meta'}
     assert {p.device.type for p in net.parameters()} == {'cpu'}
     assert net[0].weight_hh_l0 is net[0]._flat_weights[1]
+
+
+# ---- other processes, and the end of one ----
+
+
+def run(program, *args, timeout=120):
+    """What a program of its own prints on stderr, and its exit status."""
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(program), *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_results_left_open_at_the_end_of_a_program_end_it_quietly():
+    program = """
+        import torch, bvtam
+        from bvtam.inference.stream import predict_stream
+        from bvtam.inference.windows import windows_many
+
+        net = bvtam.create_model('bvtam_tiny_8x2').eval()
+        net.clip_config = bvtam.ClipConfig(num_frames=4, resize=32, crop_size=32)
+        sample = bvtam.__path__[0] + '/assets/sample.mp4'
+        left = [
+            bvtam.predict_many(net, [sample] * 20, workers=2),
+            windows_many(net, [sample] * 3, 0.5),
+            predict_stream(net, sample),
+            bvtam.open_video(sample).play(),
+        ]
+        print(len([next(results) for results in left]))
+    """
+    assert run(program) == (0, '4\n', '')
+
+
+@pytest.mark.parametrize('kind', ['bLVNet', 'generic'])
+def test_an_optimised_net_can_be_pickled(kind, tmp_path):
+    net, clip = bvtam.optimize(NETS[kind]().eval()), torch.randn(1, 3, 4, 32, 32)
+    torch.save(net, tmp_path / 'net.pt')
+    for again in (
+        pickle.loads(pickle.dumps(net)),
+        copy.deepcopy(net),
+        torch.load(tmp_path / 'net.pt', weights_only=False),
+    ):
+        assert torch.equal(again(clip), net(clip))
+        assert again.optimized and not any(module.training for module in again.modules())
+    context = multiprocessing.get_context('spawn')
+    with context.Pool(1) as pool:
+        assert torch.allclose(pool.apply(net, (clip,)), net(clip), rtol=1e-4, atol=1e-6)
+
+
+def test_dir_lists_what_is_loaded_on_first_use():
+    assert set(bvtam.__all__) <= set(dir(bvtam))

@@ -99,12 +99,14 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2))
 
 
-def print_facts(facts: dict[str, Any], as_json: bool, title: str | None = None) -> None:
+def print_facts(
+    facts: dict[str, Any], as_json: bool, title: str | None = None, *, every: bool = False
+) -> None:
     """One JSON document, or a row for each; those of an inner table get its name in front.
 
-    Of the processes of a launch, the first prints.
+    Of the processes of a launch, the first prints, or every one.
     """
-    if os.environ.get('RANK', '0') != '0':
+    if os.environ.get('RANK', '0') != '0' and not every:
         return
     if as_json:
         print_json(facts)

@@ -323,6 +323,13 @@ def extract(
     max_failed: MaxFailed = 0.1,
     time_limit: TimeLimit = 60.0,
     protocols: Protocols = 'http,https,rtsp',
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar='env|all|R/N',
+            help='Share of this process: by RANK and WORLD_SIZE, all, or that of process R of N.',
+        ),
+    ] = 'env',
     as_json: Json = False,
 ) -> None:
     """Turn videos into embeddings, in shards; the same command goes on after an interruption.
@@ -332,6 +339,12 @@ def extract(
     """
     from ..inference.extract import extract as run
 
+    share = {'env': 'env', 'all': None}.get(shard, shard)
+    if share == shard != 'env':
+        rank, _, world_size = shard.partition('/')
+        if not (rank.isdecimal() and world_size.isdecimal()):
+            raise typer.BadParameter(f'--shard is env, all or R/N such as 0/2, not {shard}')
+        share = int(rank), int(world_size)
     with bar('videos') as show:
         result = run(
             load_net(model, precision, inside=True),
@@ -350,9 +363,10 @@ def extract(
             max_failed=max_failed,
             time_limit=time_limit,
             protocols=_names(protocols),
+            shard=share,
             progress=show,
         )
-    print_facts(result, as_json)
+    print_facts(result, as_json, every=share != 'env')
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from ..errors import BvtamError
 from .clips import Clips, clip_plan, read_clips, spans, window_plan
 from .features import Embedder
 from .shards import FORMATS, ShardFolder
+
+log = logging.getLogger('bvtam')
 
 WHAT = ('clip', 'window', 'pair')
 DTYPES = ('float32', 'float16')
@@ -45,6 +48,7 @@ def extract(
     time_limit: float = 60.0,
     protocols: Iterable[str] = PROTOCOLS,
     resume: bool = True,
+    shard: tuple[int, int] | str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
     """Writes the embeddings of videos to a folder of shards (`shards.py` has its layout).
@@ -52,9 +56,9 @@ def extract(
     The same call goes on where a killed one stopped; a shard that is there is not made again, its
     failed videos included. Videos are sorted by name, and shard k has those from k * shard_size on,
     so that killed or not, by one process or many, the folder comes out the same, byte for byte on
-    the same machine and with the same `batch_size`. Under torchrun or `accelerate launch`, also on
-    several machines with one file system, process r of n (RANK, WORLD_SIZE) takes the shards r,
-    r + n, ... and needs to hear nothing of the others.
+    the same machine and with the same `batch_size`. Process r of n, also on several machines with
+    one file system, takes the shards r, r + n, ... where `shard` says so, and needs to hear nothing
+    of the others.
 
     Args:
         model: a video net of the zoo, on the device that is to be used (see `local_device`); it is
@@ -79,6 +83,9 @@ def extract(
         time_limit: seconds without progress after which a video is given up.
         protocols: of URLs that may be opened, as of `open_video`.
         resume: False refuses a folder in which an extraction has begun.
+        shard: (r, n) for the share of process r of n, all of which are given the same sources and
+            `out`; 'env' for that of RANK and WORLD_SIZE, as torchrun and `accelerate launch` set them;
+            None for all of the sources, whatever the environment says.
         progress: called with the numbers of videos done and to do in this process, the latter being
             the same every time; the first call tells what was done before.
 
@@ -113,7 +120,7 @@ def extract(
         sources = [sources]
     protocols = tuple(protocols)
     videos = sorted({*find_videos([os.fspath(source) for source in sources], protocols)})
-    rank, world_size = _rank()
+    rank, world_size = _share(shard, len(videos))
     failures = Failures(len(videos), max_failed)
     settings = {
         'what': what,
@@ -179,12 +186,35 @@ def local_device() -> torch.device:
     return torch.device(torch.accelerator.current_accelerator().type, index)
 
 
-def _rank() -> tuple[int, int]:
-    """Number of this process and how many there are, as torchrun tells them."""
-    rank, world_size = (os.environ.get(k, n) for k, n in (('RANK', '0'), ('WORLD_SIZE', '1')))
-    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
-        raise BvtamError(f'RANK={rank} and WORLD_SIZE={world_size} in the environment do not fit')
-    return int(rank), int(world_size)
+def _share(shard: tuple[int, int] | str | None, num_videos: int) -> tuple[int, int]:
+    """Number of this process and how many there are."""
+    names = ('RANK', '0'), ('WORLD_SIZE', '1')
+    told = [os.environ.get(name, default) for name, default in names]
+    if shard is None:
+        if told[1] not in ('', '1'):
+            log.warning(
+                'RANK=%s and WORLD_SIZE=%s are set, but this process extracts all of its %d videos: '
+                "shard='env' would take its share of them",
+                *told,
+                num_videos,
+            )
+        return 0, 1
+    if shard == 'env':
+        if not (told[0].isdecimal() and told[1].isdecimal() and int(told[0]) < int(told[1])):
+            raise BvtamError(
+                f'RANK={told[0]} and WORLD_SIZE={told[1]} in the environment do not fit'
+            )
+        rank, world_size = map(int, told)
+        if world_size > 1:
+            log.info(
+                'RANK=%d and WORLD_SIZE=%d: this process takes every shard k with k %% %d = %d',
+                rank, world_size, world_size, rank,
+            )  # fmt: skip
+        return rank, world_size
+    match shard:
+        case (int(rank), int(world_size)) if 0 <= rank < world_size:
+            return rank, world_size
+    raise BvtamError(f"shard must be (rank, world_size), 'env' or None, not {shard!r}")
 
 
 class _Shard:

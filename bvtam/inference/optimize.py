@@ -42,7 +42,8 @@ def optimize(
             slowly at the first clip of every shape.
 
     Returns:
-        a net of the same class; `bvtam.stream`, `predict` and the rest take it.
+        a net of the same class; `bvtam.stream`, `predict` and the rest take it. It can be pickled and
+        sent to another process; there it runs without `torch.compile`.
 
     Raises:
         BvtamError: a net in training mode, or none of this package, or already optimised.
@@ -102,6 +103,9 @@ class FusedConv(nn.Module):
         # a fifth of the speed.
         self.dense = weight.shape[2:] == (1, 1) and self.groups == 1
         self.dense &= self.geometry[:2] == [[0, 0], [1, 1]]
+        self._hold(weight, pack)
+
+    def _hold(self, weight: Tensor, pack: bool) -> None:
         if not (pack and _onednn(weight)):
             self.weight = nn.Parameter(weight, requires_grad=False)
         elif self.dense:
@@ -140,6 +144,20 @@ class FusedConv(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is not None:
             destination[f'{prefix}weight'] = self.packed.to_dense()
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        if self.packed is None:
+            return state
+        plain = self.packed.to_dense()
+        plain = plain[:, :, None, None] if plain.ndim == 2 else plain
+        return state | {'packed': None, 'plain': plain}
+
+    def __setstate__(self, state):
+        plain = state.pop('plain', None)
+        super().__setstate__(state)
+        if plain is not None:  # in the order of this machine
+            self._hold(plain.contiguous(memory_format=torch.channels_last), pack=True)
 
     def __deepcopy__(self, memo):
         memo[id(self.packed)] = self.packed  # nothing in it ever changes, and torch cannot copy it

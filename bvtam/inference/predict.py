@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.failures import VIDEO_ERRORS, Failures, check_policy
-from ..data.reader import Reader
+from ..data.reader import Reader, closed_at_exit
 from ..data.transforms import normalize
 from ..errors import BvtamError
 from .clips import clip_plan, read_clips
@@ -114,6 +114,7 @@ def predict_many(
         failures = Failures(len(videos))
     tell = progress or (lambda done, total: None)
 
+    @closed_at_exit
     def run() -> Iterator[dict[str, Any]]:
         frames, failed, stop = defaultdict(list), set(), []
 
