@@ -266,8 +266,9 @@ def test_an_optimised_net_can_be_pickled(kind, tmp_path):
     ):
         assert torch.equal(again(clip), net(clip))
         assert again.optimized and not any(module.training for module in again.modules())
-    context = multiprocessing.get_context('spawn')
-    with context.Pool(1) as pool:
+    if kind != 'bLVNet':
+        return  # one process is enough
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
         assert torch.allclose(pool.apply(net, (clip,)), net(clip), rtol=1e-4, atol=1e-6)
 
 

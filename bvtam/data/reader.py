@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import operator
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from contextlib import suppress
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +18,29 @@ from .failures import machine_told
 from .memory import DECODING, frame_bytes
 
 Result = TypeVar('Result')
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def closed_at_exit(generate: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """Of a generator function: what is still open at the end of the program is closed before the
+    modules go that closing needs."""
+
+    @wraps(generate)
+    def run(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        results = generate(*args, **kwargs)
+        _open.add(results)
+        return results
+
+    return run
+
+
+@atexit.register
+def _close() -> None:
+    for results in list(_open):
+        with suppress(ValueError):  # a thread is in it
+            results.close()
 
 
 class VideoError(BvtamError):

@@ -31,7 +31,7 @@ from .failures import machine_error
 from .frames import FrameArray, FrameFolder
 from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
 from .packets import Damage, Decoder, FrameTable, Mismatch, check_fragments, counted_table, scan
-from .reader import Reader, Result, VideoError
+from .reader import Reader, Result, VideoError, closed_at_exit
 from .records import Record
 from .spool import Pipe, remove, spool
 
@@ -155,6 +155,7 @@ class VideoFile(Reader):
     def duration(self) -> float:
         return self._frames().duration
 
+    @closed_at_exit
     def play(self) -> Iterator[tuple[float, Tensor]]:
         """As `Reader.play`, of sources that have no end as well: nothing is read ahead or kept.
 

@@ -206,7 +206,7 @@ def _share(shard: tuple[int, int] | str | None, num_videos: int) -> tuple[int, i
             )
         rank, world_size = map(int, told)
         if world_size > 1:
-            log.info(
+            log.warning(
                 'RANK=%d and WORLD_SIZE=%d: this process takes every shard k with k %% %d = %d',
                 rank, world_size, world_size, rank,
             )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.reader import closed_at_exit
 from ..data.transforms import normalize, to_crops
 from ..data.video import open_video
 from ..errors import BvtamError
@@ -151,6 +152,7 @@ class Stream:
         )
 
 
+@closed_at_exit
 def predict_stream(
     model: nn.Module,
     video: Any,

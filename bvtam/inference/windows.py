@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..data.failures import Failures, check_policy, machine_told
-from ..data.reader import VideoError
+from ..data.reader import VideoError, closed_at_exit
 from ..data.video import open_video
 from .clips import cut, read_clips, spans, window_plan
 from .predict import Classifier, check_counts, decoding, video_name
@@ -96,6 +96,7 @@ def windows(
     }
 
 
+@closed_at_exit
 def windows_many(
     model: nn.Module,
     videos: Iterable[Any],
