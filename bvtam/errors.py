@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -12,6 +13,18 @@ def one_line(text: object, longest: int = 1000) -> str:
     if len(text) > longest:
         text = f'{text[: longest // 2]} ... {text[-longest // 2 :]}'
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(value: object) -> str:
+    """A value from a file of others for a message: its `repr`, short however much is in it."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of too many digits
+        return f'a {type(value).__name__}'
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 class BvtamError(Exception):

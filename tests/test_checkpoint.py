@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import shutil
 
 import pytest
 import torch
 from torch import nn
 
+from bvtam import files
 from bvtam.engine import checkpoint
 from bvtam.errors import BvtamError
+
+COUNTS = dict.fromkeys(('epoch', 'steps_done', 'metrics_bytes'), 0)
+TABLES = {key: {} for key in ('best', 'last', 'failed', 'scaler', 'data')}
+STATE = {**COUNTS, **TABLES, 'lr': 0.1, 'pending': [], 'groups': []}
 
 
 def save(folder, step, keep=3, value=1.0):
     tensors = {'model': {'weight': torch.full((3, 2), value)}, 'optimizer': {'weight.m': torch.ones(3, 2)}}  # fmt: skip
-    return checkpoint.save(folder, step, tensors, {'step': step, 'best': {}}, keep)
+    return checkpoint.save(folder, step, tensors, STATE | {'step': step}, keep)
 
 
 def test_newest_whole_and_only_so_many(tmp_path):
@@ -26,7 +33,7 @@ def test_newest_whole_and_only_so_many(tmp_path):
         'step-00000100',
     ]
     newest = checkpoint.newest(tmp_path)
-    assert checkpoint.read_state(newest) == {'step': 100, 'best': {}}
+    assert checkpoint.read_state(newest) == STATE | {'step': 100}
     assert checkpoint.read_tensors(newest, 'model')['weight'].unique().tolist() == [100.0]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
     save(tmp_path, 100, value=7)  # a resumed run may reach the same step again
@@ -69,7 +76,7 @@ def test_no_space_left_leaves_the_earlier_ones(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(checkpoint, 'sync', full)
+    monkeypatch.setattr(files, 'sync', full)
     with pytest.raises(
         BvtamError, match='step-00000002 cannot be written: No space left on device'
     ):
@@ -89,7 +96,7 @@ def test_an_optimizer_goes_on_where_it_was(tmp_path, kind):
         for step in range(6):
             if cut and step == 3:
                 tensors = {'model': net.state_dict(), 'optimizer': checkpoint.optimizer_tensors(net, optimizer)}  # fmt: skip
-                path = checkpoint.save(tmp_path, step, tensors, {}, 1)
+                path = checkpoint.save(tmp_path, step, tensors, STATE | {'step': step}, 1)
                 net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
                 optimizer = kind(net.parameters(), lr=0.1, **settings)
                 net.load_state_dict(checkpoint.read_tensors(path, 'model'))
@@ -102,3 +109,52 @@ def test_an_optimizer_goes_on_where_it_was(tmp_path, kind):
             optimizer.step()
         runs.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize(
+    ('key', 'values'),
+    [
+        *((key, ['1', 1.5, -1, None, [], True]) for key in (*COUNTS, 'step')),
+        ('lr', ['0.1', None, float('inf')]),
+        ('pending', [{}, ['1'], [[]], 1]),
+        *((key, [[], {'val_loss': '1'}, {'step': 1}]) for key in ('best', 'last')),
+        ('failed', [[], {'a.mp4': 1}]),
+        *((key, [[], 1]) for key in ('scaler', 'data')),
+        ('groups', [{}, [1]]),
+        ('files', [{}, [], {'model.safetensors': 1, 'optimizer.safetensors': 2}]),
+    ],
+)
+def test_a_state_of_wrong_types_is_told_in_one_line(tmp_path, key, values):
+    folder = save(tmp_path, 1)
+    state = json.loads((folder / 'state.json').read_text())
+    whole = json.dumps(state)
+    for value in values:
+        (folder / 'state.json').write_text(json.dumps(state | {key: value}))
+        with pytest.raises(BvtamError, match=f'is damaged .*{key}'):
+            checkpoint.read_state(folder)
+    (folder / 'state.json').write_text(whole.replace(f'"{key}"', '"other"'))
+    with pytest.raises(BvtamError, match=f'lacks {key}'):
+        checkpoint.read_state(folder)
+    for text in ('[' * 100_000, '[]', '1', ''):
+        (folder / 'state.json').write_text(text)
+        with pytest.raises(BvtamError, match='is damaged'):
+            checkpoint.read_state(folder)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize('name', ['/dev/zero', '../outside', 'pipe', 'optimizer.safetensors'])
+def test_nothing_but_its_own_files_is_read(tmp_path, name):
+    folder = save(tmp_path, 1)
+    (tmp_path / 'outside').touch()
+    os.mkfifo(folder / 'pipe')
+    state = json.loads((folder / 'state.json').read_text())
+    if name in state['files']:
+        (folder / name).unlink()
+        (folder / name).symlink_to('/dev/zero')
+    (folder / 'state.json').write_text(json.dumps(state | {'files': state['files'] | {name: ''}}))
+    with pytest.raises(BvtamError, match='is damaged'):
+        checkpoint.read_state(folder)
+    (folder / 'state.json').unlink()
+    os.mkfifo(folder / 'state.json')
+    with pytest.raises(BvtamError, match='is a pipe'):
+        checkpoint.read_state(folder)

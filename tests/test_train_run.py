@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,7 +12,7 @@ import torch
 from training import Clips, Faulty, lively, make, product, recipe, rows
 
 import bvtam
-from bvtam.engine import checkpoint
+from bvtam.engine import checkpoint, run_folder
 from bvtam.engine.evaluate import evaluate
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.run_folder import locked
@@ -130,20 +129,12 @@ def test_no_space_left(tmp_path, monkeypatch, at):
 
     with monkeypatch.context() as patch:
         if at == 'checkpoint':
-            patch.setattr(checkpoint, 'sync', later(checkpoint.sync, 5))
+            patch.setattr(checkpoint, 'atomic_folder', later(checkpoint.atomic_folder, 1))
         elif at == 'best':
             function = safetensors.torch.save_file
             patch.setattr(safetensors.torch, 'save_file', later(function, 6))
         else:
-            function = later(Path.open, 5)  # cut, two losses, an evaluation, a checkpoint
-            open_any = Path.open
-            patch.setattr(
-                Path,
-                'open',
-                lambda path, *args, **kwargs: (
-                    function if path.name == 'metrics.jsonl' else open_any
-                )(path, *args, **kwargs),
-            )
+            patch.setattr(run_folder, 'append_own', later(run_folder.append_own, 5))
         with pytest.raises(BvtamError, match='cannot be written: No space left on device'):
             make(out=out, val=Clips(6)).fit()
     kept = checkpoint.newest(out / 'checkpoints')

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import golden
+import huggingface_hub
 import local_hub
 import pytest
 import textbook
@@ -281,6 +282,19 @@ def test_a_lost_connection_is_said_in_one_line(monkeypatch):
         assert bvtam.create_model('hf-hub:alice/net', pretrained=True).num_classes == 3
     with pytest.raises(BvtamError, match='alice/other: the Hub cannot be reached'):  # it is gone
         bvtam.push_to_hub(model, 'alice/other')
+
+
+def test_push_to_a_hub_without_xet(monkeypatch, caplog):
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
+    with local_hub.LocalHub() as hub:
+        hub.add_user('alice', 'hf_alice')
+        hub.patch(monkeypatch, token='hf_alice')
+        monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_XET', False)
+        bvtam.push_to_hub(model, 'alice/net')  # as most people's client is set
+        monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_XET', True)
+        assert bvtam.create_model('hf-hub:alice/net', pretrained=True).num_classes == 3
+        sent = hub.repos['alice/net'].commits[hub.repos['alice/net'].refs['main']]
+        assert {'config.json', 'model.safetensors', 'SHA256SUMS'} <= set(sent)
 
 
 def test_what_the_hub_refuses_is_said_in_one_line(tmp_path, monkeypatch):

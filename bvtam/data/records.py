@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import BvtamError
@@ -115,3 +115,25 @@ def walk(
 
 def unreadable(error: OSError) -> BvtamError:
     return BvtamError(f'{error.filename} cannot be read: {error.strerror}')
+
+
+def contents(sources: Sequence[str]) -> list[tuple[str, int]]:
+    """What each source is, wherever its data set lies and however that is spelled.
+
+    Returns:
+        Its path in the folder that all of them have in common, and its size in bytes (of a folder of
+        frames, that of its first file; -1 of a URL as it stands, and of what is not there).
+    """
+    paths = {s: os.path.abspath(s) for s in sources if s != '-' and not is_url(s)}
+    folders = {os.path.dirname(path) for path in paths.values()}
+    base = os.path.commonpath(folders) if folders else ''
+    return [(os.path.relpath(paths[s], base), _size(s)) if s in paths else (s, -1) for s in sources]
+
+
+def _size(source: str) -> int:
+    try:
+        if os.path.isdir(source):
+            source = os.path.join(source, min(os.listdir(source), default=''))
+        return os.path.getsize(source)
+    except OSError:
+        return -1

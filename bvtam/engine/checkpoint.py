@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..errors import BvtamError
-from ..files import sync
+from ..errors import BvtamError, shown
+from ..files import atomic_folder, read_text, recover
 from ..hub.store import sha256
 
 log = logging.getLogger('bvtam')
@@ -51,30 +51,20 @@ def save(
         BvtamError: it cannot be written; those written before are as they were.
     """
     target = folder / f'step-{step:08d}'
-    new = folder / f'.{target.name}.{os.getpid()}.new'
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob('.*.new'):  # by a killed run; a run holds the folder's lock
-            shutil.rmtree(left, ignore_errors=True)
-        new.mkdir()
-        files = {}
-        for stem, named in tensors.items():
-            path = new / f'{stem}.safetensors'
-            contiguous = {name: tensor.detach().contiguous() for name, tensor in named.items()}
-            safetensors.torch.save_file(contiguous, path, metadata={'format': 'pt'})
-            files[path.name] = sha256(path)
-        (new / STATE).write_text(json.dumps({**state, 'files': files}, indent=1))
-        for path in [*new.iterdir(), new]:
-            sync(path)
-        if target.exists():  # of the same step: a resumed run may reach it again
-            shutil.rmtree(target)
-        new.rename(target)
-        sync(folder)
+        for name in [path.name for path in folder.glob('.step-*')]:
+            recover(folder / name[1:].rsplit('.', 2)[0])
+        with atomic_folder(target) as new:  # which a resumed run may reach again
+            files = {}
+            for stem, named in tensors.items():
+                path = new / f'{stem}.safetensors'
+                contiguous = {name: tensor.detach().contiguous() for name, tensor in named.items()}
+                safetensors.torch.save_file(contiguous, path, metadata={'format': 'pt'})
+                files[path.name] = sha256(path)
+            (new / STATE).write_text(json.dumps({**state, 'files': files}, indent=1))
     except (OSError, SafetensorError) as error:
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
         raise BvtamError(f'checkpoint {target} cannot be written: {reason}') from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     for old in all_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -82,7 +72,7 @@ def save(
 
 def all_checkpoints(folder: Path) -> list[Path]:
     """By their names, the oldest first, whole or not."""
-    return sorted(path for path in folder.glob('step-*') if path.is_dir())
+    return sorted(p for p in folder.glob('step-*') if p.is_dir() and not p.is_symlink())
 
 
 def newest(folder: Path) -> Path | None:
@@ -104,14 +94,64 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         BvtamError: a file that is missing, cut off or changed.
     """
     try:
-        state = json.loads((checkpoint / STATE).read_text())
-        files = state.pop('files')
-        for name, expected in files.items():
+        state = json.loads(read_text(checkpoint / STATE))
+        _check(state)
+        for name, expected in state.pop('files').items():
+            if (checkpoint / name).is_symlink() or not (checkpoint / name).is_file():
+                raise ValueError(f'{name} is missing, or no file of its own')
             if sha256(checkpoint / name) != expected:
                 raise ValueError(f'{name} has another SHA-256')
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, BvtamError) as error:
         raise BvtamError(f'checkpoint {checkpoint} is damaged ({error})') from None
     return state
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_table(value: Any, fits: Callable[[Any], bool] = lambda value: True) -> bool:
+    return isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _is_line(value: Any) -> bool:
+    return _is_table(value, _is_number) and (not value or 'val_top1' in value)
+
+
+# What `Trainer` saves and reads back: each value must be what the functions here accept.
+_SCHEMA: dict[str, Callable[[Any], bool]] = {
+    'epoch': _is_count,
+    'steps_done': _is_count,
+    'step': _is_count,
+    'metrics_bytes': _is_count,
+    'lr': lambda value: _is_number(value) and math.isfinite(value),
+    'pending': lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    'best': _is_line,
+    'last': _is_line,
+    'failed': lambda value: _is_table(value, lambda reason: isinstance(reason, str)),
+    'scaler': _is_table,
+    'groups': lambda value: isinstance(value, list) and all(map(_is_table, value)),
+    'data': _is_table,
+    'files': lambda value: (
+        _is_table(value, lambda digest: isinstance(digest, str))
+        and {'model.safetensors', 'optimizer.safetensors'} <= value.keys()
+        and value.keys() <= {f'{stem}.safetensors' for stem in ('model', 'optimizer', 'ema')}
+    ),
+}
+
+
+def _check(state: Any) -> None:
+    if not isinstance(state, dict):
+        raise ValueError(f'{STATE} is no table')
+    for key, fits in _SCHEMA.items():
+        if key not in state:
+            raise ValueError(f'{STATE} lacks {key}')
+        if not fits(state[key]):
+            raise ValueError(f'{STATE}: {key} cannot be {shown(state[key])}')
 
 
 def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
@@ -148,7 +188,11 @@ def load_optimizer(
     tensors: dict[str, Tensor],
     groups: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Inverse of `optimizer_tensors` and `group_settings`."""
+    """Inverse of `optimizer_tensors` and `group_settings`.
+
+    Raises:
+        LookupError, RuntimeError, TypeError, ValueError: they are not those of this optimizer.
+    """
     parameters = dict(net.named_parameters())
     order = [p for group in optimizer.param_groups for p in group['params']]
     places = {parameter: place for place, parameter in enumerate(order)}
@@ -162,5 +206,15 @@ def load_optimizer(
         number = value.ndim == 0 and not value.is_floating_point()
         state.setdefault(places[parameter], {})[what] = value.item() if number else value
     now = optimizer.state_dict()['param_groups']
+    for group, saved in zip(now, groups, strict=bool(groups)):
+        for key, value in saved.items():
+            if key in group and not _alike(value, _plain(group)[key]):
+                raise ValueError(f'{key} of a group cannot be {shown(value)}')
     merged = [group | saved for group, saved in zip(now, groups or [{}] * len(now), strict=True)]
     optimizer.load_state_dict({'state': state, 'param_groups': merged})
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two settings of an optimizer are of one kind; JSON has lists alone."""
+    kinds = ((bool,), (int, float), (str,), (list, tuple))
+    return any(type(one) in kind and type(other) in kind for kind in kinds)

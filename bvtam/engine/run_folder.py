@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import filelock
 import yaml
 
 from ..errors import BvtamError
-from ..files import write_file
+from ..files import append_own, read_text, recover, refuse_links, write_file
 from .recipe import Recipe
 
 log = logging.getLogger('bvtam')
@@ -24,8 +23,14 @@ log = logging.getLogger('bvtam')
 RECIPE, METRICS, RESULTS = 'recipe.yaml', 'metrics.jsonl', 'results.json'
 CURVES = 'curves.png'
 
+# What a run writes, replaces or removes in its folder.
+_OWN = ('.lock', RECIPE, METRICS, RESULTS, CURVES, 'errors.csv')
+_OWN += ('best', 'last', 'checkpoints', 'tensorboard')
+
 # Settings that do not move the numbers of a run: a resumed one may change them.
+# Where the data lie is free too: what they are is compared by itself (see `Trainer.data`).
 FREE = {'run.save_minutes', 'run.keep', 'data.workers', 'data.time_limit', 'data.max_failed'}
+FREE |= {'data.path', 'data.train', 'data.val', 'data.root'}
 
 
 @contextmanager
@@ -38,6 +43,8 @@ def locked(out: Path) -> Iterator[None]:
     lock = filelock.FileLock(out / '.lock', timeout=0)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        refuse_links(out, _OWN)
+        refuse_links(out / 'checkpoints', [p.name for p in (out / 'checkpoints').glob('step-*')])
         lock.acquire()
     except filelock.Timeout:
         raise BvtamError(f'{out} is being written by another process') from None
@@ -59,18 +66,23 @@ def open_run(out: Path, recipe: Recipe, resume: str) -> None:
     if resume not in ('auto', 'never'):
         raise BvtamError(f'resume must be auto or never, not {resume!r}')
     path = out / RECIPE
-    for name in ('best', 'last', RECIPE, RESULTS, CURVES):  # what a killed run left behind
+    for name in ('best', 'last'):  # what a killed run left behind
+        recover(out / name)
+    for name in (RECIPE, RESULTS, CURVES):
         for left in out.glob(f'.{name}.*'):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            left.unlink()
     if not path.exists():
         others = [p.name for p in out.iterdir() if not p.name.startswith('.')]
         if others:
             raise BvtamError(f'{out} holds {others[0]} and no run: name another folder with --out')
         write_file(path, recipe.to_yaml())
         return
+    before = _read_recipe(path)
+    if not _begun(out) and read_text(path) == before.to_yaml():  # not one that a user put there
+        write_file(path, recipe.to_yaml())  # the run failed before anything was worth keeping
+        return
     if resume == 'never':
         raise BvtamError(f'{out} holds a run: name another folder with --out, or resume it')
-    before = _read_recipe(path)
     was, now = _flat(before.to_dict()), _flat(recipe.to_dict())
     changed = [key for key in now if was.get(key) != now[key] and key not in FREE]
     if changed:
@@ -78,6 +90,12 @@ def open_run(out: Path, recipe: Recipe, resume: str) -> None:
         raise BvtamError(
             f'{out} holds a run with another recipe ({what}): name another folder with --out'
         )
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run left anything to go on from, or to keep."""
+    kept = (out / name for name in ('best', 'last', RESULTS))
+    return any(map(os.path.lexists, kept)) or any((out / 'checkpoints').glob('step-*'))
 
 
 def _read_recipe(path: Path) -> Recipe:
@@ -119,7 +137,7 @@ class Journal:
         """Adds a line; what was `measured` by the clock goes to the screen and to TensorBoard."""
         if self.path:
             with self._file() as file:
-                file.write(json.dumps(row) + '\n')
+                file.write(f'{json.dumps(row)}\n'.encode())
         row = row | (measured or {})
         board = self._board()
         if board:
@@ -141,7 +159,7 @@ class Journal:
     @contextmanager
     def _file(self) -> Iterator[Any]:
         try:
-            with self.path.open('a') as file:
+            with append_own(self.path) as file:
                 yield file
         except OSError as error:
             raise BvtamError(f'{self.path} cannot be written: {error.strerror}') from None

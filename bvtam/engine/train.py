@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -36,6 +37,7 @@ from torchvision.transforms import v2
 from ..data.datasets import collate
 from ..data.failures import Failures, machine_told, starting_processes
 from ..data.memory import prefetch
+from ..data.records import contents
 from ..data.sampling import sample_seed
 from ..data.transforms import normalize
 from ..errors import BvtamError
@@ -408,12 +410,25 @@ class Trainer:
         self.journal.cut(state['metrics_bytes'], state['step'])  # the rest will be written again
         if newest is None:
             return 0
-        self.net.load_state_dict(checkpoint.read_tensors(newest, 'model'))
-        tensors = checkpoint.read_tensors(newest, 'optimizer')
-        checkpoint.load_optimizer(self.net, self.optimizer, tensors, state['groups'])
-        if self.ema:
-            self.ema.module.load_state_dict(checkpoint.read_tensors(newest, 'ema'))
-        self.scaler.load_state_dict(state['scaler'])
+        try:
+            self.net.load_state_dict(checkpoint.read_tensors(newest, 'model'))
+            tensors = checkpoint.read_tensors(newest, 'optimizer')
+            checkpoint.load_optimizer(self.net, self.optimizer, tensors, state['groups'])
+            if self.ema:
+                self.ema.module.load_state_dict(checkpoint.read_tensors(newest, 'ema'))
+            self.scaler.load_state_dict(state['scaler'])
+        except (
+            SafetensorError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise BvtamError(
+                f'checkpoint {newest} is not of this run ({error}): remove it, or name another '
+                'folder with --out'
+            ) from None
         for video, reason in state['failed'].items():
             self.failures.add(video, reason)
         self.epoch, self.step, self.lr = state['epoch'], state['step'], state['lr']
@@ -432,7 +447,9 @@ class Trainer:
         """What tells whether a resumed run has the data that it began with."""
         found = {'label names': self.net.label_names, 'number of classes': self.net.num_classes}
         for name, data in (('training', self.train_set), ('validation', self.val_set)):
-            records = [[r.source, r.label] for r in getattr(data, 'records', ())]
+            found_records = getattr(data, 'records', ())
+            places = contents([record.source for record in found_records])
+            records = [[*p, r.label] for p, r in zip(places, found_records, strict=True)]
             digest = blake2b(json.dumps(records).encode(), digest_size=8).hexdigest()
             found[f'{name} videos'] = [len(data) if data is not None else 0, digest]
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import BvtamError
+from ..files import atomic_folder, recover
 from . import cards, store
 from .table import Entry
 
 
 @contextmanager
-def atomic_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
+def zoo_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
     """Yields a new folder beside `folder` that takes its place, whole, when the block ends well.
 
     Args:
@@ -30,33 +30,16 @@ def atomic_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[Pat
         BvtamError: `folder` is there and is no folder, or without `keep` holds other things.
     """
     folder = Path(folder).resolve()  # a link stays one
-    others = _strangers(folder)
-    if (folder.exists() and not folder.is_dir()) or (others and not keep):
-        raise BvtamError(f'{folder} is there and is no zoo folder: name another one')
-    new, old = (folder.with_name(f'.{folder.name}.{os.getpid()}.{end}') for end in ('new', 'old'))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new.mkdir()
-        yield new
-        for path in others:
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
-        for path in filter(Path.is_file, new.iterdir()):
-            with path.open('rb') as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        recover(folder)
+        others = _strangers(folder)
+        if (folder.exists() and not folder.is_dir()) or (others and not keep):
+            raise BvtamError(f'{folder} is there and is no zoo folder: name another one')
+        with atomic_folder(folder, others) as new:
+            yield new
     except (OSError, SafetensorError) as error:
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
         raise BvtamError(f'{folder} cannot be written: {reason}') from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _strangers(folder: Path) -> list[Path]:
@@ -106,7 +89,7 @@ def save_pretrained(
             'model.label_names to one name per class, or to None'
         )
     licence = entry.licence if entry else licence
-    with atomic_folder(folder, keep) as new:
+    with zoo_folder(folder, keep) as new:
         cards.write_config(model, new / store.CONFIG, licence)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         if half:  # norms and temporal weights are few, and some of them small beyond float16

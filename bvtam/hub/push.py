@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -18,6 +22,15 @@ from torch import nn
 from ..errors import BvtamError
 from . import store
 from .publish import save_pretrained
+
+log = logging.getLogger('bvtam')
+
+_REFUSALS = (
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    HFValidationError,
+    HfHubHTTPError,
+)
 
 
 def push_folder(
@@ -56,16 +69,18 @@ def push_folder(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.create_commit(
-            repo_id,
-            [
-                CommitOperationAdd(name, path)
-                for name, path in (files | {store.WEIGHTS: weights}).items()
-            ],
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=f'Add {config["architecture"]}',
-        )
+        options = {'revision': revision, 'create_pr': create_pr}
+        options['commit_message'] = f'Add {config["architecture"]}'
+        files[store.WEIGHTS] = weights
+        try:
+            commit = _commit(api, repo_id, files, options)
+        except _REFUSALS:
+            raise
+        except Exception as error:  # of the Xet client, whose errors have no common base
+            with ExitStack() as stack:  # open files go by plain HTTP, which every Hub takes
+                opened = {n: stack.enter_context(path.open('rb')) for n, path in files.items()}
+                log.warning('%s: upload by plain HTTP, since by Xet it failed (%s)', repo_id, error)
+                commit = _commit(api, repo_id, opened, options)
     except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
         raise BvtamError(f'{repo_id}: {" ".join(str(error).split())}') from None
     except HFValidationError:
@@ -79,8 +94,18 @@ def push_folder(
         )
         raise BvtamError(f'{repo_id}: the Hub answers {status}; {fix}') from None
     except Exception as error:  # the client's own network errors have no common base
-        raise BvtamError(f'{repo_id}: the Hub cannot be reached ({error}); try again') from error
+        raise BvtamError(
+            f'{repo_id}: the Hub cannot be reached ({error}); try again, with '
+            'HF_HUB_DISABLE_XET=1 if it lacks Xet'
+        ) from error
     return commit.pr_url or commit.commit_url
+
+
+def _commit(
+    api: HfApi, repo_id: str, files: Mapping[str, Path | BinaryIO], options: dict[str, Any]
+) -> CommitInfo:
+    added = [CommitOperationAdd(name, file) for name, file in files.items()]
+    return api.create_commit(repo_id, added, **options)
 
 
 def push_to_hub(
