@@ -27,7 +27,7 @@ from ..clip import ClipConfig
 from ..data.datasets import find_videos
 from ..data.motion import MotionClips
 from ..data.sampling import clip_indices
-from ..data.transforms import normalize, to_clip
+from ..data.transforms import normalize, read_crops
 from ..data.video import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
@@ -94,7 +94,8 @@ def calibration_clips(data: str, clip: ClipConfig, count: int = 100) -> Iterator
         (indices,) = clip_indices(
             reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
         )
-        yield to_clip(reader.read(indices), replace(clip, num_crops=1))
+        (crops,) = read_crops(reader, indices, replace(clip, num_crops=1))
+        yield normalize(crops, clip)
 
 
 class RuntimeNet(nn.Module):
