@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import struct
+import subprocess
 import sys
 import threading
 import weakref
@@ -456,3 +457,11 @@ def test_no_shared_memory_at_all_is_told_with_its_size(monkeypatch):
     assert 'was killed' in str(
         machine_error(RuntimeError('DataLoader worker (pid 7) is killed by x'))
     )
+
+
+def test_a_giant_image_is_one_line_on_the_command_line(tmp_path):
+    (tmp_path / '1.png').write_bytes(png_of(13000, 13000))
+    command = [sys.executable, '-m', 'bvtam', 'predict', str(tmp_path), '--model', 'bvtam_r50_8x2']
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 1 and told.stderr.count('\n') == 1
+    assert 'has 13000x13000 pixels, more than' in told.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 from ..errors import BvtamError, one_line
 from . import training, videos, zoo  # noqa: F401  (each registers its commands)
@@ -23,6 +24,8 @@ class _Lines(logging.Handler):
 def main() -> None:
     """Runs the command line: exit 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 Ctrl-C."""
     logging.getLogger('bvtam').handlers = [_Lines()]
+    # Pillow warns of images larger than those that are refused.
+    warnings.filterwarnings('ignore', 'Image size .* could be decompression bomb')
     sys.stdout.reconfigure(errors='backslashreplace')  # file names can be any bytes
     try:
         try:
