@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .fields import FieldFinder
+
 # Codecs of which every packet that shows a picture shows one, and says so in its flags.
 _ONE_TO_ONE = {'av1', 'dnxhd', 'ffv1', 'h264', 'hevc', 'huffyuv', 'mjpeg', 'mpeg1video'}
 _ONE_TO_ONE |= {'mpeg2video', 'mpeg4', 'png', 'prores', 'vp8', 'vp9'}
 _MAYBE_FIELDS = ('mpegts', 'mpeg')  # formats of which a packet may be half of an interlaced frame
+_RAW = {'cavsvideo', 'evc', 'h264', 'hevc', 'm4v', 'mjpeg', 'mpegvideo', 'obu', 'vc1', 'vvc'}
 _INTERLACED = range(2, 6)  # of FFmpeg's AVFieldOrder
 _NO_PICTURE = 8  # bytes: an MPEG-4 packet no longer than this may say 'as before'
 _NEAR = 32  # packets; so many are passed over sooner than a seek finds its place
@@ -76,8 +77,10 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream) -> Fram
         Damage: a packet is cut short, or some are missing at the end.
         av.FFmpegError: the container is damaged.
     """
-    packets, end = [], 0.0
-    vp8 = stream.codec_context.codec.canonical_name == 'vp8'
+    packets, end, fields = [], 0.0, False
+    codec = stream.codec_context.codec.canonical_name
+    vp8, finder = codec == 'vp8', FieldFinder(stream.codec_context.extradata)
+    finds_fields = codec == 'h264' and finder.possible
     for packet in container.demux():
         if not packet.size:
             continue
@@ -88,13 +91,14 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream) -> Fram
             shown = not packet.is_discard
             if vp8 and not memoryview(packet)[0] & 0x10:  # only there for others to build on
                 shown = False
+            fields = fields or (finds_fields and finder.is_field(bytes(packet)))
             packets.append(
                 _Packet(pts, packet.dts, duration, packet.size, packet.is_keyframe, shown)
             )
         if pts is not None:
             end = max(end, (pts + duration) * float(packet.time_base))
     _check_complete(container, stream, len(packets), end)
-    return _table(container.format.name, stream, packets)
+    return None if fields else _table(container.format.name, stream, packets)
 
 
 def _check_complete(
@@ -104,50 +108,32 @@ def _check_complete(
 
     Headers are not exact, and a header that counts from time zero is no sign of damage.
     """
-    # What is outside an edit list counts in the header, but is not in FFmpeg's index.
-    exact = 'mp4' in container.format.name.split(',')
-    promised = len(stream.index_entries) if exact else 0.9 * stream.frames
+    formats = container.format.name.split(',')
+    promised = 0.9 * stream.frames
+    if 'mp4' in formats:
+        # What is outside an edit list counts in the header, but is not in FFmpeg's index.
+        promised = len(stream.index_entries)
+    elif 'avi' in formats:
+        promised = 0  # it counts chunks without a picture, too; its clock tells where they end
     if count < promised:
         raise Damage(f'it holds {count} of {max(stream.frames, int(promised))} frames')
     seconds = (container.duration or 0) / av.time_base
-    if end < 0.9 * seconds:
-        raise Damage(f'it ends at {end:.1f} of {seconds:.1f} s')
+    # A clock that wraps, or a cut before a keyframe, begins below zero.
+    lasted = end - min(0, container.start_time or 0) / av.time_base
+    if lasted < 0.9 * seconds:
+        raise Damage(f'it ends at {lasted:.1f} of {seconds:.1f} s')
     if not count:
         raise Damage('the stream is empty')
-
-
-def check_fragments(path: str) -> None:
-    """`Damage` where an MP4 file ends in the middle of a fragment's table of packets.
-
-    FFmpeg takes the fragments up to there for the whole video, and no header tells their number. A
-    file that ends between two fragments looks like one that never had more.
-    """
-    with open(path, 'rb') as file:
-        size, fragments, place = file.seek(0, os.SEEK_END), False, 0
-        while place < size:
-            file.seek(place)
-            header = file.read(16)
-            if len(header) < 8:
-                kind, length = b'', 8
-            else:
-                length, kind = struct.unpack_from('>I4s', header)
-                if length == 1 and len(header) == 16:
-                    (length,) = struct.unpack_from('>Q', header, 8)
-            fragments |= kind == b'moof'
-            if length < 8:
-                return  # 0 is up to the end
-            place += length
-    if fragments and place > size and kind in (b'', b'moof'):
-        raise Damage('it ends in the middle of a fragment')
 
 
 def _table(format: str, stream: av.VideoStream, packets: list[_Packet]) -> FrameTable | None:
     codec = stream.codec_context
     name = codec.codec.canonical_name
+    interlaced = codec.field_order in _INTERLACED
     if (
         name not in _ONE_TO_ONE
         or (format == 'avi' and codec.has_b_frames)  # it keeps no times, and FFmpeg guesses
-        or (format in _MAYBE_FIELDS and codec.field_order in _INTERLACED)
+        or (interlaced and (format in _MAYBE_FIELDS or (name == 'h264' and not codec.extradata)))
         or (name == 'mpeg4' and min(p.size for p in packets) <= _NO_PICTURE)
     ):
         return None
@@ -192,16 +178,25 @@ def counted_table(stream: av.VideoStream, seconds: list[float | None]) -> FrameT
     if known and all(a < b for a, b in pairwise(seconds)):
         times = torch.tensor(seconds, dtype=torch.float64) - seconds[0]
     else:
-        rate = stream.average_rate or stream.guessed_rate or 25
-        times = torch.arange(len(seconds), dtype=torch.float64) / float(rate)
+        times = torch.arange(len(seconds), dtype=torch.float64) / frame_rate(stream)
     return FrameTable(times, float(times[-1]) + _interval(stream, times))
+
+
+def frame_rate(stream: av.VideoStream) -> float:
+    """Frames a second where no times tell it.
+
+    The mean of a raw stream is what FFmpeg assumes; its guess is what the stream's headers say.
+    """
+    raw = stream.container.format.name in _RAW
+    rates = (stream.average_rate, stream.guessed_rate)
+    return float(next(filter(None, rates[::-1] if raw else rates), 25))
 
 
 def _interval(stream: av.VideoStream, times: Tensor) -> float:
     """Mean seconds from a frame to the next."""
     if len(times) > 1:
         return float(times[-1]) / (len(times) - 1)
-    return 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    return 1 / frame_rate(stream)
 
 
 class Decoder:

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from ..errors import BvtamError
 from .addresses import PROTOCOLS, check_protocol, protocol_of, whitelist
+from .complete import cut_short
 from .failures import machine_error
 from .frames import FrameArray, FrameFolder
 from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
-from .packets import Damage, Decoder, FrameTable, Mismatch, check_fragments, counted_table, scan
+from .packets import Damage, Decoder, FrameTable, Mismatch, counted_table, frame_rate, scan
 from .reader import Reader, Result, VideoError, closed_at_exit
 from .records import Record
 from .spool import Pipe, remove, spool
@@ -163,7 +164,7 @@ class VideoFile(Reader):
         """
         reformatter, first, matrix, size = VideoReformatter(), 0.0, (1, 0, 0, 1), None
         with self._opened(live=True) as (container, stream):
-            rate = float(stream.average_rate or stream.guessed_rate or 25)
+            rate = frame_rate(stream)
             decoder = Decoder(container, stream)
             for number, frame in enumerate(decoder):
                 if frame.width * frame.height > MAX_PIXELS:
@@ -185,8 +186,10 @@ class VideoFile(Reader):
             with held, self._opened() as (container, stream):
                 self.frame_pixels = stream.codec_context.width * stream.codec_context.height
                 table = scan(container, stream)
-                if not self._is_url and 'mp4' in container.format.name.split(','):
-                    check_fragments(self._local_path())
+                if not self._is_url:
+                    reason = cut_short(self._local_path(), container.format.name)
+                    if reason:
+                        raise Damage(reason)
             give_back(frame_bytes(self.frame_pixels))
             self._table = table = table or self._count()
         return table
@@ -329,12 +332,13 @@ class VideoFile(Reader):
             ]
             if not streams:
                 raise VideoError(f'{self.name} has no video stream; give a file with pictures')
-            decoder = streams[0].codec_context
+            stream = _to_show(streams)
+            decoder = stream.codec_context
             decoder.options |= {'max_pixels': str(MAX_PIXELS)}
             if decoder.name == 'mjpeg':  # or it shows old memory where a broken picture ends
                 decoder.options |= {'err_detect': 'explode'}
             try:
-                yield container, streams[0]
+                yield container, stream
             except av.error.ExitError:
                 raise self._stalled() from None
             except (Damage, av.FFmpegError) as error:
@@ -364,6 +368,12 @@ class VideoFile(Reader):
                 self._copy = spool(self.name, self.time_limit)
                 weakref.finalize(self, remove, self._copy, os.getpid())
         return self._copy
+
+
+def _to_show(streams: list[av.VideoStream]) -> av.VideoStream:
+    """The first of those marked as default, or of all; one that moves before a still picture."""
+    default = [s for s in streams if s.disposition & Disposition.default] or streams
+    return next((s for s in default if s.frames != 1), default[0])
 
 
 @cache

@@ -1,0 +1,292 @@
+"""Videos as cameras, recorders and editors write them; and files that end too early."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.stream import Disposition
+from PIL import Image
+
+from bvtam.data.complete import cut_short
+from bvtam.data.video import VideoError, VideoFile
+
+TICK = Fraction(1, 90000)
+WRITERS = {  # file: codec, format, options of the container
+    'a.mp4': ('mpeg4', None, {}),
+    'fragments.mp4': ('mpeg4', None, {'movflags': 'frag_keyframe+empty_moov'}),
+    'a.mkv': ('mpeg4', None, {}),
+    'live.mkv': ('mpeg4', None, {'live': '1'}),
+    'a.ts': ('mpeg2video', None, {}),
+    'a.m2ts': ('mpeg2video', 'mpegts', {'mpegts_m2ts_mode': '1'}),
+    'a.flv': ('flv', None, {}),
+    'a.avi': ('mpeg4', None, {}),
+    'a.mpg': ('mpeg2video', 'vob', {}),
+    'a.wmv': ('wmv2', 'asf', {}),
+    'a.mxf': ('mpeg2video', None, {}),
+    'a.gif': ('gif', None, {}),
+}
+
+
+def frames(count, side=64):
+    values = np.random.default_rng(0)
+    for _ in range(count):
+        yield values.integers(0, 256, (side, side, 3), np.uint8)
+
+
+def write(path, codec, ticks, format=None, options=None, rate=25, codec_options=None, **more):
+    """Noise shown at `ticks` of 1/90000 s, or of `rate` where that is not 25."""
+    with av.open(str(path), 'w', format=format, options=options or {}, **more) as container:
+        stream = container.add_stream(codec, rate=rate, options=codec_options or {})
+        stream.width = stream.height = 64
+        stream.pix_fmt = {'gif': 'rgb8', 'mjpeg': 'yuvj420p'}.get(codec, 'yuv420p')
+        unit = TICK if codec.startswith('libx') and rate == 25 else Fraction(1, rate)
+        stream.codec_context.time_base = unit
+        for tick, picture in zip(ticks, frames(len(ticks)), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, 'rgb24').reformat(format=stream.pix_fmt)
+            frame.pts, frame.time_base = tick, unit
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def decoded(path):
+    with av.open(str(path)) as container:
+        return len(list(container.decode(container.streams.best('video'))))
+
+
+# ---- files that end too early ----
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_a_cut_file_is_refused(tmp_path, name):
+    codec, format, options = WRITERS[name]
+    path = write(tmp_path / name, codec, range(30), format, options)
+    assert VideoFile(path).num_frames == decoded(path) == 30
+    data, cut, refused = path.read_bytes(), tmp_path / f'cut_{name}', 0
+    # Whole packets of a transport stream may be all that there was.
+    places = [i * len(data) // 20 for i in range(2, 20)]
+    for place in [p + 1 if not p % 4 else p for p in places] + [len(data) - 50]:
+        cut.write_bytes(data[:place])
+        try:
+            assert VideoFile(cut).num_frames == 30, place  # all but an index that nobody needs
+        except VideoError:
+            refused += 1
+    assert refused >= 18
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_bytes_after_the_end_are_no_cut(tmp_path, name):
+    codec, format, options = WRITERS[name]
+    path = write(tmp_path / name, codec, range(12), format, options)
+    with av.open(str(path)) as container:
+        kind = container.format.name
+    for junk in (bytes(8), bytes(1000), b'\xff' * 77):
+        longer = tmp_path / f'longer_{name}'
+        longer.write_bytes(path.read_bytes() + junk)
+        assert not cut_short(str(longer), kind)
+
+
+def test_a_file_whose_writer_was_stopped_promises_nothing(tmp_path):
+    """Headers as a recorder leaves them that never came to its end."""
+    path = write(tmp_path / 'a.avi', 'mpeg4', range(12))
+    data = bytearray(path.read_bytes())
+    data[4:8] = bytes(4)
+    movi = data.index(b'movi')
+    data[movi - 4 : movi] = bytes(4)
+    path.write_bytes(data[: data.index(b'idx1', movi)])
+    assert not cut_short(str(path), 'avi')
+    path = write(tmp_path / 'a.wmv', 'wmv2', range(12), 'asf')
+    data = bytearray(path.read_bytes())
+    place = data.index(bytes.fromhex('a1dcab8c47a9cf118ee400c00c205365'))
+    data[place + 88] |= 1  # sent as it was made
+    path.write_bytes(data + bytes(10))
+    assert not cut_short(str(path), 'asf')
+
+
+@pytest.mark.parametrize(
+    'kind', ['mp4', 'matroska', 'avi', 'flv', 'asf', 'mxf', 'ogg', 'mpeg', 'mpegts', 'gif']
+)
+def test_any_bytes_are_looked_at_without_an_error(tmp_path, kind):
+    values, path = np.random.default_rng(0), tmp_path / 'a'
+    heads = [b'', b'RIFF\xff\xff\xff\xffAVI ', b'GIF89a', b'OggS', b'\x1a\x45\xdf\xa3', b'FLV\1\5']
+    heads += [b'\0\0\1\xba', b'\0\0\0\x30sidx\1', b'\x18\x53\x80\x67\xff', b'\x47' * 3000]
+    for head in heads:
+        for length in (0, 1, 7, 13, 40, 300):
+            path.write_bytes(head + values.bytes(length))
+            assert isinstance(cut_short(str(path), kind), str)
+
+
+# ---- times, counts and rates ----
+
+
+@pytest.mark.parametrize('codec', ['mjpeg', 'mpeg4'])
+def test_chunks_without_a_picture(tmp_path, codec):
+    """A webcam falls from 30 to 10 frames a second; the header of AVI counts what did not come."""
+    ticks = [*range(30), *range(30, 120, 3)]
+    path = write(tmp_path / 'a.avi', codec, ticks, rate=30)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames > 100
+    video = VideoFile(path)
+    assert torch.allclose(video.times, torch.tensor(ticks, dtype=torch.float64) / 30)
+    assert len(video.read(range(60))) == 60
+
+
+@pytest.mark.parametrize('name', ['wrap.ts', 'fragments.mp4'])
+def test_times_that_begin_below_zero(tmp_path, name):
+    """A clock of 33 bits that wraps; a copy that begins at the keyframe before the cut."""
+    first = round(95440.2 * 90000) if name == 'wrap.ts' else -36000
+    options = {} if name == 'wrap.ts' else {'movflags': 'frag_keyframe+empty_moov+delay_moov'}
+    options['avoid_negative_ts'] = 'disabled'
+    ticks = [first + 3600 * i for i in range(75)]
+    path = write(
+        tmp_path / name, 'libx264', ticks, options=options, codec_options={'bf': '0', 'g': '25'}
+    )
+    video = VideoFile(path)
+    assert video.num_frames == 75 and video.duration == pytest.approx(3, abs=0.01)
+
+
+@pytest.mark.parametrize('codec, format', [('libx264', 'h264'), ('mpeg2video', 'mpeg2video')])
+def test_the_rate_of_a_raw_stream(tmp_path, codec, format):
+    rate = 15 if codec == 'libx264' else 24
+    path = write(tmp_path / 'a.raw', codec, range(30), format, rate=rate)
+    assert VideoFile(path).duration == pytest.approx(30 / rate, abs=0.05)
+    *_, (last, _) = VideoFile(path).play()
+    assert last == pytest.approx(29 / rate, abs=0.1)
+
+
+# ---- tracks ----
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'mov'])
+def test_the_default_of_several_videos(tmp_path, suffix):
+    path = tmp_path / f'a.{suffix}'
+    with av.open(str(path), 'w') as container:
+        streams = []
+        for side in (32, 64):
+            stream = container.add_stream('mpeg4', rate=25)
+            stream.width = stream.height = side
+            stream.disposition = Disposition.default if side == 64 else Disposition(0)
+            streams.append(stream)
+        for stream, count in zip(streams, (4, 20), strict=True):
+            for picture in frames(count, stream.width):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
+            container.mux(stream.encode(None))
+    video = VideoFile(path)
+    assert video.num_frames == 20 and video.read([3]).shape == (1, 3, 64, 64)
+
+
+def test_an_animated_avif_moves(tmp_path):
+    first, *others = (Image.new('RGB', (64, 48), (40 * i, 0, 0)) for i in range(6))
+    try:
+        first.save(tmp_path / 'a.avif', save_all=True, append_images=others, duration=100)
+    except (KeyError, ValueError, OSError):
+        pytest.skip('this Pillow writes no AVIF')
+    video = VideoFile(tmp_path / 'a.avif')
+    assert video.num_frames == 6 and video.fps == pytest.approx(10)
+
+
+# ---- fields ----
+
+
+class Bits(list):
+    def u(self, count, value):
+        self.extend(value >> i & 1 for i in range(count - 1, -1, -1))
+
+    def ue(self, *values):
+        for value in values:
+            self.u(2 * (value + 1).bit_length() - 1, value + 1)
+
+    def packed(self):
+        return np.packbits(np.array(self, np.uint8)).tobytes()
+
+
+def unit(head, data):
+    """A unit of H.264, with a byte of 3 where two zeros are followed by one of up to 3."""
+    out = bytearray([head])
+    for byte in data:
+        if out[-2:] == b'\0\0' and byte <= 3:
+            out.append(3)
+        out.append(byte)
+    return b'\0\0\0\1' + bytes(out)
+
+
+def parameter_sets():
+    """Of 64 x 64 pixels in two fields, with 25 frames a second."""
+    sequence, picture = Bits(), Bits()
+    sequence.u(24, 77 << 16 | 30)
+    sequence.ue(0, 0, 0, 4, 1)
+    sequence.u(1, 0)
+    sequence.ue(3, 1)
+    sequence.u(10, 0b0010100001)  # fields but no frames of both, no crop, with a rate
+    sequence.u(32, 1), sequence.u(32, 50), sequence.u(4, 0b1000), sequence.u(2, 0b11)
+    sequence.ue(0, 0, 10, 10, 0, 1)
+    sequence.u(1, 1)
+    picture.ue(0, 0)
+    picture.u(2, 0)
+    picture.ue(0, 0, 0)
+    picture.u(3, 0)
+    picture.ue(0, 0, 0)
+    picture.u(4, 0b1001)
+    return unit(0x27, sequence.packed()) + unit(0x28, picture.packed())
+
+
+def field(level, number, bottom):
+    """One grey level in blocks that are stored as they are."""
+    head, data = Bits(), b''
+    key = not number and not bottom
+    head.ue(0, 7, 0)
+    head.u(4, number % 16), head.u(2, 2 | bottom)
+    if key:
+        head.ue(0)
+    head.u(8, 2 * number + bottom), head.u(2 if key else 1, 0), head.ue(0, 1)
+    for i in range(8):
+        block = head if not i else Bits()
+        block.ue(25)
+        data += block.packed() + bytes([level]) * 256 + bytes([128]) * 128
+    return unit(0x25 if key else 0x21, data + b'\x80')
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'mov'])
+def test_a_packet_for_each_field(tmp_path, suffix):
+    raw, path, count = tmp_path / 'a.ts', tmp_path / f'a.{suffix}', 12
+    with av.open(str(raw), 'w') as container:
+        stream = container.add_stream('libx264', rate=25)  # for the header; packets are ours
+        stream.width, stream.height, stream.pix_fmt = 64, 64, 'yuv420p'
+        for i in range(count):
+            for bottom in (0, 1):
+                start = b'\0\0\0\1\x09\xf0' + (b'' if i or bottom else parameter_sets())
+                packet = av.Packet(start + field(20 + 8 * i, i, bottom))
+                packet.pts = packet.dts = (2 * i + bottom) * 1800
+                packet.time_base, packet.stream = TICK, stream
+                packet.is_keyframe = not i and not bottom
+                container.mux(packet)
+    with av.open(str(raw)) as old, av.open(str(path), 'w') as new:
+        target = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = target
+                new.mux(packet)
+    with av.open(str(path)) as container:
+        assert sum(p.size > 0 for p in container.demux(video=0)) == 2 * count
+    video = VideoFile(path)
+    assert torch.allclose(video.times, torch.arange(count, dtype=torch.float64) / 25, atol=2e-3)
+    levels = video.read(range(count)).float().mean((1, 2, 3))
+    assert (levels.diff() > 5).all()
+
+
+def test_segments_that_an_index_promises(tmp_path):
+    """'sidx': two segments of 100 bytes after it."""
+    rows = struct.pack('>IIIIII', 100, 25, 0, 100, 25, 0)
+    body = struct.pack('>IIIIIHH', 0, 1, 25, 0, 0, 0, 2) + rows
+    index = struct.pack('>I4s', 8 + len(body), b'sidx') + body
+    segment = struct.pack('>I4s', 100, b'mdat') + bytes(92)
+    path = tmp_path / 'a.mp4'
+    path.write_bytes(index + 2 * segment)
+    assert not cut_short(str(path), 'mov,mp4,m4a,3gp,3g2,mj2')
+    path.write_bytes(index + segment)
+    assert cut_short(str(path), 'mov,mp4,m4a,3gp,3g2,mj2')
