@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 from torch import Tensor
 
 from ..errors import BvtamError
@@ -172,7 +172,7 @@ class VideoFile(Reader):
                 if size is None:
                     size, first = (frame.width, frame.height), decoder.seconds(frame) or 0.0
                     matrix = _display_matrix(frame)
-                rgb = reformatter.reformat(frame, *size, 'rgb24', threads=1).to_ndarray()
+                rgb = _rgb(reformatter, frame, size)
                 second = decoder.seconds(frame)
                 second = number / rate if second is None else second - first
                 yield second, _upright(torch.from_numpy(rgb), matrix).permute(2, 0, 1)
@@ -261,7 +261,7 @@ class VideoFile(Reader):
                     self._size = self._first_size()
                     if self._size != size:  # the header's is not the first frame's
                         return self._pick(indices, table, take)
-                rgb = reformatter.reformat(frame, *size, 'rgb24', threads=1).to_ndarray()
+                rgb = _rgb(reformatter, frame, size)
                 asked = matrix is None
                 if asked:
                     matrix = _display_matrix(frame)
@@ -379,6 +379,17 @@ def _to_show(streams: list[av.VideoStream]) -> av.VideoStream:
 @cache
 def _allowed_formats(remote: bool = False) -> str:
     return ','.join(sorted(av.formats_available - _LISTS | (_STREAMS if remote else set())))
+
+
+_FULL_RANGE = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np.uint8)
+
+
+def _rgb(reformatter: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+    """The frame as uint8 RGB (H, W, C) of `size`, by its colour tags."""
+    rgb = reformatter.reformat(frame, *size, 'rgb24', threads=1).to_ndarray()
+    if frame.format.name.startswith('gray') and frame.color_range == ColorRange.MPEG:
+        return _FULL_RANGE[rgb]  # swscale takes every grey format for full range
+    return rgb
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
