@@ -290,3 +290,17 @@ def test_segments_that_an_index_promises(tmp_path):
     assert not cut_short(str(path), 'mov,mp4,m4a,3gp,3g2,mj2')
     path.write_bytes(index + segment)
     assert cut_short(str(path), 'mov,mp4,m4a,3gp,3g2,mj2')
+
+
+def test_transport_streams_put_together(tmp_path):
+    """Counters and clock start anew, at a keyframe; where packets are lost they do not."""
+    path = write(tmp_path / 'a.ts', 'mpeg2video', range(30))
+    data = path.read_bytes()
+    path.write_bytes(data + data)
+    video = VideoFile(path)
+    pictures = video.read(range(60))
+    assert video.num_frames == 60 and torch.equal(pictures[:30], pictures[30:])
+    middle = len(data) // 376 * 188
+    path.write_bytes(data[:middle] + data[middle + 5 * 188 :])
+    with pytest.raises(VideoError, match='followed by a gap'):
+        assert VideoFile(path).num_frames

@@ -205,7 +205,9 @@ def _transport_stream(file: BinaryIO, size: int) -> str:
         for last in range(len(tail) - 1, max(len(tail) - 1 - step, 4 * step - 1), -1):
             if set(tail[last - 4 * step : last + 1 : step]) == {0x47}:
                 whole = step if step == 204 else 188
-                return _CUT.format('a packet') if len(tail) - last < whole else ''
+                left = len(tail) - last
+                cut = left < whole or (step == 192 and 188 < left <= 192)
+                return _CUT.format('a packet') if cut else ''
     return ''
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -70,14 +70,18 @@ class _Packet(NamedTuple):
     is_shown: bool
 
 
-def scan(container: av.container.InputContainer, stream: av.VideoStream) -> FrameTable | None:
+def scan(
+    container: av.container.InputContainer, stream: av.VideoStream, seams: set[int]
+) -> FrameTable | None:
     """The table of a newly opened stream, or None where only decoding tells its frames.
+
+    `seams` gets the numbers of the last packets of transport streams that were put together.
 
     Raises:
         Damage: a packet is cut short, or some are missing at the end.
         av.FFmpegError: the container is damaged.
     """
-    packets, end, fields = [], 0.0, False
+    packets, end, fields, marked = [], 0.0, False, set()
     codec = stream.codec_context.codec.canonical_name
     vp8, finder = codec == 'vp8', FieldFinder(stream.codec_context.extradata)
     finds_fields = codec == 'h264' and finder.possible
@@ -86,8 +90,17 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream) -> Fram
             continue
         pts, duration = packet.pts, packet.duration or 0
         if packet.stream is stream:
+            number = len(packets)
+            if marked:
+                # A loss takes neither the clock back nor ends at a keyframe; a seam does both.
+                before = packets[-1].dts
+                if packet.is_keyframe and None not in (before, packet.dts) and packet.dts < before:
+                    seams |= marked
+                    marked = set()
+                elif number - min(marked) > 1:  # FFmpeg marks the last packet or the one before
+                    raise Damage(_marked(container, min(marked)))
             if packet.is_corrupt:
-                raise Damage(f'packet {len(packets)} is cut short')
+                marked.add(number)
             shown = not packet.is_discard
             if vp8 and not memoryview(packet)[0] & 0x10:  # only there for others to build on
                 shown = False
@@ -97,8 +110,19 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream) -> Fram
             )
         if pts is not None:
             end = max(end, (pts + duration) * float(packet.time_base))
+    if marked:
+        raise Damage(_marked(container, min(marked)))
     _check_complete(container, stream, len(packets), end)
     return None if fields else _table(container.format.name, stream, packets)
+
+
+def _marked(container: av.container.InputContainer, number: int) -> str:
+    if container.format.name == 'mpegts':
+        return (
+            f'packet {number} is cut short, or followed by a gap or another file that was added '
+            '(`ffmpeg -i FILE -c copy NEW.ts` makes one of added files)'
+        )
+    return f'packet {number} is cut short'
 
 
 def _check_complete(
@@ -211,11 +235,13 @@ class Decoder:
         container: av.container.InputContainer,
         stream: av.VideoStream,
         table: FrameTable | None = None,
+        seams: Set[int] = frozenset(),
     ) -> None:
         # One thread: with several, FFmpeg marks the broken frames of H.264 sometimes, or never, and
         # the same file would be sound each second time. Videos are better decoded side by side.
         stream.codec_context.thread_count = 1
         self.container, self.stream, self.table = container, stream, table
+        self.seams = seams  # of packets that are marked for what follows them
         self.packets: Iterator[av.Packet] | None = container.demux(stream)
         self.ready: deque[av.VideoFrame] = deque()
         self.fed = 0  # packets up to where the decoder is in the file
@@ -275,7 +301,10 @@ class Decoder:
 
     def _feed(self, packet: av.Packet | None) -> None:
         if packet is not None and packet.is_corrupt:
-            raise Damage(f'packet {self.fed} is cut short')
+            if self.fed not in self.seams:
+                raise Damage(_marked(self.container, self.fed))
+            marked, packet = packet, av.Packet(bytes(packet))
+            packet.pts, packet.dts, packet.time_base = marked.pts, marked.dts, marked.time_base
         try:
             self.ready.extend(self.stream.decode(packet))  # None asks for the frames it holds
         except av.FFmpegError as error:

@@ -116,6 +116,7 @@ class VideoFile(Reader):
             raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
         self._table: FrameTable | None = None
         self._size: tuple[int, int] | None = None  # of the first frame, where others differ
+        self._seams: set[int] = set()  # numbers of packets, where files were put together
         self._copy: str | None = None  # of a pipe
         self._spooling = threading.Lock()
         self._protocols = whitelist(protocols)
@@ -185,7 +186,7 @@ class VideoFile(Reader):
             held = nullcontext() if self._is_url else DECODING.hold(OPENING)
             with held, self._opened() as (container, stream):
                 self.frame_pixels = stream.codec_context.width * stream.codec_context.height
-                table = scan(container, stream)
+                table = scan(container, stream, self._seams)
                 if not self._is_url:
                     reason = cut_short(self._local_path(), container.format.name)
                     if reason:
@@ -198,7 +199,7 @@ class VideoFile(Reader):
         """The table of the frames that decoding the whole video gives."""
         held = DECODING.hold(frame_bytes(self.frame_pixels))
         with held, self._opened() as (container, stream):
-            decoder = Decoder(container, stream)
+            decoder = Decoder(container, stream, seams=self._seams)
             seconds = [decoder.seconds(frame) for frame in decoder]
             if not seconds:
                 raise Damage('no frame can be decoded')
@@ -251,7 +252,10 @@ class VideoFile(Reader):
     ) -> None:
         with self._opened() as (container, stream):
             size = self._size or (stream.codec_context.width, stream.codec_context.height)
-            decoder, reformatter = Decoder(container, stream, table), VideoReformatter()
+            decoder, reformatter = (
+                Decoder(container, stream, table, self._seams),
+                VideoReformatter(),
+            )
             matrix = None
             for index in indices:
                 frame = decoder.frame(index)
@@ -273,7 +277,7 @@ class VideoFile(Reader):
 
     def _first_size(self) -> tuple[int, int]:
         with self._opened() as (container, stream):
-            frame = Decoder(container, stream).frame(0)
+            frame = Decoder(container, stream, seams=self._seams).frame(0)
             return frame.width, frame.height
 
     @contextmanager
