@@ -110,11 +110,11 @@ def test_what_is_no_folder_of_frames_says_so_in_one_line(tmp_path):
             FrameFolder(tmp_path, template)
     with pytest.raises(BvtamError, match='fps must be above 0'):
         FrameFolder(tmp_path, fps=0)
-    folder = fill(tmp_path / 'frames', ['a_1.png', 'a_2.png', 'flow_1.png'])
+    folder = fill(tmp_path / 'frames', ['a_1.png', 'a_2.png', 'b_1.png'])
     cases = {
         (tmp_path, None): 'holds no numbered images; name a folder',
         (folder, '{:03d}.png'): r'holds no images named \{:03d\}\.png',
-        (folder, None): r'2 kinds \(a_1\.png, flow_1\.png\); a template',
+        (folder, None): r'2 kinds \(a_1\.png, b_1\.png\); a template',
     }
     for (path, template), message in cases.items():
         with pytest.raises(VideoError, match=message) as caught:
@@ -158,3 +158,13 @@ def test_arrays(tmp_path):
             FrameArray(bad)
     with pytest.raises(BvtamError, match='holds no frame'):
         FrameArray(np.zeros((0, 4, 4, 3), np.uint8))
+
+
+def test_flow_masks_and_hidden_files_are_left_out_and_named(tmp_path, caplog):
+    names = [f'img_{i:05d}.jpg' for i in range(1, 4)]
+    others = [f'{kind}_{i:05d}.jpg' for kind in ('flow_x', 'flow_y', 'mask') for i in range(1, 4)]
+    fill(tmp_path, names + others + ['thumbnail_1.jpg'])
+    (tmp_path / '._img_00001.jpg').write_bytes(bytes([0, 5, 22, 7]))
+    assert FrameFolder(tmp_path).files == names
+    (line,) = caplog.messages
+    assert all(kind in line for kind in ('flow_x_*', 'flow_y_*', 'mask_*', 'thumbnail_*'))

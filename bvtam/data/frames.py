@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -22,8 +23,11 @@ from .failures import machine_error, memory_is_short
 from .memory import MAX_PIXELS, frame_bytes, give_back
 from .reader import Reader, VideoError
 
+log = logging.getLogger('bvtam')
+
 _STRIP_PIXELS = 1 << 22
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.ppm')
+_NO_FRAMES = re.compile(r'(?i)(^|[^a-z])(flow|mask|depth|thumb|thumbnail)s?([^a-z]|$)')
 
 
 class _EvenFrames(Reader):
@@ -97,13 +101,18 @@ class FrameFolder(_EvenFrames):
             if self.template is not None:
                 start, end = map(re.escape, _around_number(self.template))
                 match = re.fullmatch(f'({start})([0-9]+)({end})', name)
-            elif not name.lower().endswith(IMAGE_SUFFIXES):
+            elif name.startswith('.') or not name.lower().endswith(IMAGE_SUFFIXES):
                 continue
             if match:
                 kinds.setdefault(match.group(1, 3), {})[int(match[2])] = name
         if not kinds:
             sought = f'images named {self.template}' if self.template else 'numbered images'
             raise VideoError(f'{self.path} holds no {sought}; name a folder of frames')
+        frames = [kind for kind in kinds if not _NO_FRAMES.search(kind[0])]
+        if len(kinds) > 1 and len(frames) == 1:
+            others = ', '.join(sorted(f'{a}*{b}' for a, b in kinds if (a, b) != frames[0]))
+            log.warning('%s: left out, as no frames by their names: %s', self.path, others)
+            kinds = {frames[0]: kinds[frames[0]]}
         if len(kinds) > 1:
             names = ', '.join(next(iter(names.values())) for names in list(kinds.values())[:3])
             raise VideoError(
