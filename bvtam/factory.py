@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from typing import Any
 
 import timm
+import torch
 from timm.models import model_entrypoint, parse_model_name
 from torch import nn
 
@@ -14,6 +16,11 @@ from .errors import BvtamError, nearest
 from .hub import download, store  # noqa: F401  (download offers itself to the store)
 from .hub.cards import published_model
 from .hub.table import Entry, entries
+
+if hasattr(os, 'register_at_fork'):
+    # The threads that torch has started, at the latest for a network's first weights, are not in a
+    # forked process, which would wait for them for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 _MODULES = ('bl_resnet', 'blvnet', 'temporal_resnet')
 

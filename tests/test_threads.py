@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -274,3 +275,62 @@ def test_an_optimised_net_can_be_pickled(kind, tmp_path):
 
 def test_dir_lists_what_is_loaded_on_first_use():
     assert set(bvtam.__all__) <= set(dir(bvtam))
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork')
+def test_a_forked_process_predicts_with_the_threads_that_it_has():
+    program = """
+        import os, signal, torch
+        torch.set_num_threads(3)
+        import bvtam
+
+        net = bvtam.create_model('bvtam_tiny_8x2')
+        net.clip_config = bvtam.ClipConfig(num_frames=4, resize=64, crop_size=64)
+        video = torch.zeros(6, 3, 80, 80, dtype=torch.uint8)
+        pid = os.fork()
+        if not pid:
+            signal.alarm(60)
+            bvtam.predict(net, video)
+            os._exit(0)
+        print(os.waitpid(pid, 0)[1], torch.get_num_threads())
+    """
+    assert run(program)[:2] == (0, '0 3\n')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    'forkserver' not in multiprocessing.get_all_start_methods(), reason='there is no fork server'
+)
+def test_a_fork_server_imports_once_for_all_workers(tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(
+        textwrap.dedent("""
+            import multiprocessing, sys
+            import torch
+            from torch.utils.data import Dataset
+
+            class Clips(Dataset):
+                def __len__(self):
+                    return 4
+
+                def __getitem__(self, index):
+                    name = 'before' if BEFORE else 'after'
+                    clip = torch.zeros(3, 4, 32, 32)
+                    return {'clip': clip, 'label': 0, 'index': 0, 'video': name, 'failed': []}
+
+            # As the worker finds it, which comes to this script before it gets its data set.
+            BEFORE = 'bvtam.engine.processes' in sys.modules
+
+            if __name__ == '__main__':
+                multiprocessing.set_start_method('forkserver')
+                import bvtam
+                net = bvtam.create_model('bvtam_tiny_8x2')
+                from bvtam.data.datasets import collate
+                from bvtam.engine.evaluate import _batches
+                options = {'batch_size': 2, 'num_workers': 1, 'collate_fn': collate}
+                with _batches(Clips(), **options) as batches:
+                    print({name for batch in batches for name in batch['video']})
+        """)
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "{'before'}\n", done.stderr

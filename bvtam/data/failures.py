@@ -95,12 +95,19 @@ def shared_memory() -> str:
     )
 
 
+# For a fork server; each process would take seconds to import it.
+PRELOAD = ['bvtam.data.prepare', 'bvtam.engine.processes']
+
+
 @contextmanager
 def starting_processes(workers: int = 0) -> Iterator[None]:
     """Raises a `MachineError` where there is no room for the locks that processes share.
 
     It tries so many as a `DataLoader` of `workers` takes, which leaves a traceback where it has none.
+    A fork server is told what to import once for all.
     """
+    if workers and multiprocessing.get_start_method() == 'forkserver':
+        multiprocessing.set_forkserver_preload(PRELOAD)
     try:
         _ = [multiprocessing.Lock() for _ in range(4 * workers + 16 if workers else 0)]
         yield

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import BvtamError
-from .failures import starting_processes
+from .failures import PRELOAD, starting_processes
 
 Item = TypeVar('Item')
 
@@ -87,7 +87,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     server = 'forkserver' in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context('forkserver' if server else 'spawn')
     if server:
-        context.set_forkserver_preload([f'{__package__}.prepare'])
+        context.set_forkserver_preload(PRELOAD)
     lifeline, hold = context.Pipe(duplex=False)
     with starting_processes():
         pool = ProcessPoolExecutor(workers, context, _start, (lifeline,))
