@@ -192,16 +192,21 @@ def _read_image(path: Path) -> Tensor:
     """uint8 RGB (C, H, W), upright as its EXIF says."""
     with _opened(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith('I;16'):  # grey, of which PIL would clip what is above 255
-            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-        if image.mode != 'RGB':
-            image = image.convert('RGB')
-        pixels = np.empty((image.height, image.width, 3), np.uint8)
-        step = max(1, _STRIP_PIXELS // image.width)
-        for top in range(0, image.height, step):  # whole, Pillow would make two copies on the way
-            strip = image.crop((0, top, image.width, min(top + step, image.height)))
-            pixels[top : top + step] = np.asarray(strip)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """uint8 RGB (C, H, W)."""
+    if image.mode.startswith('I;16'):  # grey, of which PIL would clip what is above 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode != 'RGB':
+        image = image.convert('RGB')
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    step = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, step):  # whole, Pillow would make two copies on the way
+        strip = image.crop((0, top, image.width, min(top + step, image.height)))
+        pixels[top : top + step] = np.asarray(strip)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class FrameArray(_EvenFrames):

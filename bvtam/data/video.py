@@ -30,6 +30,7 @@ from .addresses import PROTOCOLS, check_protocol, protocol_of, whitelist
 from .complete import cut_short
 from .failures import machine_error
 from .frames import FrameArray, FrameFolder
+from .held import FrameList, copied, is_file, source_name
 from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
 from .packets import Damage, Decoder, FrameTable, Mismatch, counted_table, frame_rate, scan
 from .reader import Reader, Result, VideoError, closed_at_exit
@@ -54,7 +55,9 @@ def open_video(
 
     Args:
         source: a path, an address such as `https://...`, '-' for standard input, a folder of
-            images, an array or tensor of frames, or a reader, which is returned as it is.
+            images, an array or tensor of frames, a list of PIL images or of arrays, one a frame, the
+            bytes of a file, a binary file object, which is read from where it stands and stays
+            open, or a reader, which is returned as it is.
         time_limit: seconds without progress after which a source is given up.
         protocols: of addresses that may be opened, themselves and by redirects and playlists; none
             for local files alone. A path is always one, whatever is before a colon in it.
@@ -71,8 +74,13 @@ def open_video(
         return VideoFile(source, time_limit, protocols)
     if isinstance(source, (np.ndarray, Tensor)):
         return FrameArray(source)
+    if isinstance(source, (list, tuple)):
+        return FrameList(source)
+    if isinstance(source, (bytes, bytearray, memoryview)) or is_file(source):
+        return _Copied(source, time_limit)
     raise BvtamError(
-        f'a video is a path, an address or an array of frames, not {type(source).__name__}'
+        'a video is a path, an address, a binary file, its bytes, a list of images or an array of '
+        f'frames, not {type(source).__name__}'
     )
 
 
@@ -298,7 +306,7 @@ class VideoFile(Reader):
             place = protocol + self.name[len(protocol) :]  # FFmpeg knows them in lower case
             options |= {'protocol_whitelist': self._protocols}
             options |= {'format_whitelist': _allowed_formats(remote=True)}
-        elif live and not self._is_file:
+        elif live and not self._is_file and self._copy is None:
             place = Pipe(self.name, self.time_limit)
             options |= {'protocol_whitelist': 'none', 'format_whitelist': _allowed_formats()}
         else:
@@ -372,6 +380,16 @@ class VideoFile(Reader):
                 self._copy = spool(self.name, self.time_limit)
                 weakref.finalize(self, remove, self._copy, os.getpid())
         return self._copy
+
+
+class _Copied(VideoFile):
+    """The bytes of a file, or a file object: what it gives is copied to a temporary file at once."""
+
+    def __init__(self, source: Any, time_limit: float) -> None:
+        path = copied(source)
+        weakref.finalize(self, remove, path, os.getpid())
+        super().__init__(path, time_limit, ())
+        self._is_file, self._copy, self.name = False, path, source_name(source)
 
 
 def _to_show(streams: list[av.VideoStream]) -> av.VideoStream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.failures import VIDEO_ERRORS, Failures, check_policy
-from ..data.reader import Reader, closed_at_exit
+from ..data.held import is_one, source_name
+from ..data.reader import closed_at_exit
 from ..data.transforms import normalize
 from ..errors import BvtamError
 from .clips import clip_plan, read_clips
@@ -44,7 +44,7 @@ def predict(
         model: a video net of the zoo, with `clip_config`, `num_classes` and, where known,
             `label_names`.
         video: anything that `open_video` takes: a file, an address, '-', a folder of frames, an
-            array of frames, a reader.
+            array of frames, a list of PIL images, the bytes of a file, a binary file object, a reader.
         topk: classes to return; all of them where the model has fewer.
         num_clips, num_crops: views of the video; by default those of `model.clip_config`.
         batch_size: views that go through the net together.
@@ -109,7 +109,7 @@ def predict_many(
     check_policy(on_error, ('raise', 'skip'))
     check_counts(batch_size=batch_size, workers=workers)
     net = Classifier(model, topk, num_clips, num_crops)
-    videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
+    videos = [videos] if is_one(videos) else list(videos)
     if failures is None:
         failures = Failures(len(videos))
     tell = progress or (lambda done, total: None)
@@ -268,6 +268,4 @@ def model_name(model: nn.Module) -> str:
 
 def video_name(video: Any) -> str:
     """What a video is called in results: its path or address as given, where it has one."""
-    if isinstance(video, (str, os.PathLike)):
-        return os.fspath(video)
-    return video.name if isinstance(video, Reader) else 'array'
+    return source_name(video)

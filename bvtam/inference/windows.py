@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..data.failures import Failures, check_policy, machine_told
+from ..data.held import is_one
 from ..data.reader import VideoError, closed_at_exit
 from ..data.video import open_video
 from .clips import cut, read_clips, spans, window_plan
@@ -121,7 +121,7 @@ def windows_many(
         BvtamError, FileNotFoundError: as from `predict_many`.
     """
     check_policy(on_error, ('raise', 'skip'))
-    videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
+    videos = [videos] if is_one(videos) else list(videos)
     failures = Failures(len(videos)) if failures is None else failures
     for video in videos:
         try:
