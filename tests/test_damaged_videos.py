@@ -38,6 +38,7 @@ from bvtam.clip import ClipConfig
 from bvtam.data import packets
 from bvtam.data.datasets import Record, VideoDataset, collate
 from bvtam.data.failures import Failures
+from bvtam.data.pyav import open_container
 from bvtam.data.video import VideoError, VideoFile
 from bvtam.errors import BvtamError
 from bvtam.inference.extract import extract
@@ -177,7 +178,7 @@ def decode(path, hold=True):
     """`hold` keeps the decoder from using the memory of a frame for a later one."""
     arrays, held, fault, size = [], [], '', None
     try:
-        with av.open(str(path), metadata_errors='ignore') as file:
+        with open_container(str(path)) as file:
             stream = file.streams.video[0]
             stream.thread_count, stream.thread_type = 1, 'NONE'
             packets, packet = file.demux(stream), None

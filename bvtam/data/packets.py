@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .fields import FieldFinder
+from .pyav import num_indexed
 
 # Codecs of which every packet that shows a picture shows one, and says so in its flags.
 _ONE_TO_ONE = {'av1', 'dnxhd', 'ffv1', 'h264', 'hevc', 'huffyuv', 'mjpeg', 'mpeg1video'}
@@ -133,10 +134,10 @@ def _check_complete(
     Headers are not exact, and a header that counts from time zero is no sign of damage.
     """
     formats = container.format.name.split(',')
-    promised = 0.9 * stream.frames
-    if 'mp4' in formats:
+    promised, indexed = 0.9 * stream.frames, num_indexed(stream)
+    if 'mp4' in formats and indexed is not None:
         # What is outside an edit list counts in the header, but is not in FFmpeg's index.
-        promised = len(stream.index_entries)
+        promised = indexed
     elif 'avi' in formats:
         promised = 0  # it counts chunks without a picture, too; its clock tells where they end
     if count < promised:

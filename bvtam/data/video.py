@@ -33,6 +33,7 @@ from .frames import FrameArray, FrameFolder
 from .held import FrameList, copied, is_file, source_name
 from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
 from .packets import Damage, Decoder, FrameTable, Mismatch, counted_table, frame_rate, scan
+from .pyav import open_container
 from .reader import Reader, Result, VideoError, closed_at_exit
 from .records import Record
 from .spool import Pipe, remove, spool
@@ -314,13 +315,8 @@ class VideoFile(Reader):
             place = f'file:{self._local_path()}'
             options |= {'protocol_whitelist': 'file', 'format_whitelist': _allowed_formats()}
         try:
-            # Titles in another encoding than UTF-8 are no reason to refuse a video.
-            container = av.open(
-                place,
-                format=format,
-                options=options,
-                metadata_errors='ignore',
-                timeout=self.time_limit,
+            container = open_container(
+                place, format=format, options=options, timeout=self.time_limit
             )
         except av.error.ExitError:
             raise self._stalled() from None

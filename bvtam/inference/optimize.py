@@ -10,18 +10,19 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BvtamError
+from ..errors import BvtamError, one_line
 from ..models.bl_resnet import BLModule, BLResNet, Bottleneck, Stem
 from ..models.temporal_resnet import TemporalNet
 
 log = logging.getLogger('bvtam')
-_mkldnn = torch.ops.mkldnn  # oneDNN, as torch's own compiler calls it
+_mkldnn = torch.ops.mkldnn  # oneDNN, as torch's own compiler calls it; no documented interface
 _AVX512 = 'AVX512' in torch.backends.cpu.get_cpu_capability()
 _PROBE = (2, 64)  # frames and pixels of the clip that shows which module follows which
 
@@ -60,7 +61,7 @@ def optimize(
         warn_slow_bf16(next(net.parameters()).device)
     fuse = _fuse_bl_net if isinstance(net, BLResNet) else _fuse_chains
     with torch.inference_mode(False), torch.no_grad():
-        fuse(net, dtype, pack=not compile)
+        fuse(net, dtype, pack=not compile and _operators_work(dtype))
         net.to(dtype=dtype, memory_format=torch.channels_last)
     net.eval()  # the fused modules too
     net.optimized = True
@@ -157,7 +158,8 @@ class FusedConv(nn.Module):
         plain = state.pop('plain', None)
         super().__setstate__(state)
         if plain is not None:  # in the order of this machine
-            self._hold(plain.contiguous(memory_format=torch.channels_last), pack=True)
+            plain = plain.contiguous(memory_format=torch.channels_last)
+            self._hold(plain, _operators_work(plain.dtype))
 
     def __deepcopy__(self, memo):
         memo[id(self.packed)] = self.packed  # nothing in it ever changes, and torch cannot copy it
@@ -182,8 +184,53 @@ def _onednn(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _has_bf16())
 
 
+@cache
+def _operators_work(dtype: torch.dtype) -> bool:
+    """Whether the operators of oneDNN are there and give what plain convolutions give; tried once."""
+    try:
+        worst = max(_difference(dtype, *case) for case in ((1, 1, 1), (3, 2, 1), (3, 1, 8)))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        reason = one_line(error, 200)
+    else:
+        if worst <= 8 * torch.finfo(dtype).eps:
+            return True
+        reason = f'they differ from plain convolutions by {worst:.2g} of the largest value'
+    log.warning(
+        'optimize runs plain convolutions, which is slower: the oneDNN operators of torch %s '
+        'cannot be used (%s)',
+        torch.__version__,
+        reason,
+    )
+    return False
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _difference(dtype: torch.dtype, kernel: int, stride: int, groups: int) -> float:
+    """Of a fused convolution and a plain one, with and without a shortcut; 1 is the largest value."""
+
+    def values(*shape: int) -> Tensor:  # no random ones, which are the caller's
+        return torch.arange(torch.Size(shape).numel(), dtype=torch.float64).sin_().view(shape)
+
+    conv = nn.utils.skip_init(
+        nn.Conv2d, 32, 32, kernel, stride, kernel // 2, groups=groups, dtype=torch.float64
+    )
+    conv.weight.copy_(values(*conv.weight.shape))
+    conv.bias.copy_(values(32))
+    x = values(2, 32, 6, 6).to(dtype, memory_format=torch.channels_last)
+    fused, plain = (FusedConv(conv, None, True, dtype, pack) for pack in (True, False))
+    worst = 0.0
+    for shortcut in (None, torch.ones_like(plain(x))):
+        y, right = fused(x, shortcut).double(), plain(x, shortcut).double()
+        worst = max(worst, float((y - right).abs().max() / right.abs().max()))
+    return worst
+
+
 def _has_bf16() -> bool:
-    return _mkldnn._is_mkldnn_bf16_supported()
+    try:
+        return _mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
