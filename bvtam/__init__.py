@@ -1,15 +1,26 @@
 """bvtam: a model zoo for efficient video recognition (bLVNet-TAM and its relatives)."""
 
+import os
 import sys
-from pathlib import PurePath
+import sysconfig
 
 from .clip import ClipConfig
 from .errors import BvtamError
 
-# Puts the names in timm's registry. The command line does without until a command needs a network:
+
+def _is_program() -> bool:
+    """Whether the command line is what runs, not a program of the user's: the script that pip writes,
+    or `python -m bvtam` (only while Python looks for what `-m` names, the first argument is '-m')."""
+    if sys.argv[:1] == ['-m']:
+        return sys.orig_argv[sys.orig_argv.index('-m') + 1] == 'bvtam'
+    folder, name = os.path.split(os.path.realpath(sys.argv[0] if sys.argv else ''))
+    scripts = os.path.realpath(sysconfig.get_path('scripts'))
+    return folder == scripts and os.path.splitext(name)[0] == 'bvtam'
+
+
+# Puts the names in timm's registry. The command line does without until a command needs a model:
 # `bvtam --help` has no use for torch.
-_module = sys.argv[:1] == ['-m'] and 'bvtam' in sys.orig_argv
-if PurePath(*sys.argv[:1]).stem != 'bvtam' and not _module:
+if not _is_program():
     from . import factory as factory
 
 __version__ = '0.1.0'

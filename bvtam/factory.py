@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 from typing import Any
 
@@ -16,6 +17,8 @@ from .errors import BvtamError, nearest
 from .hub import download, store  # noqa: F401  (download offers itself to the store)
 from .hub.cards import published_model
 from .hub.table import Entry, entries
+
+log = logging.getLogger('bvtam')
 
 if hasattr(os, 'register_at_fork'):
     # The threads that torch has started, at the latest for a network's first weights, are not in a
@@ -48,13 +51,18 @@ def list_pretrained(pattern: str = '*') -> list[str]:
 
 
 def create_model(
-    model_name: str = 'bvtam_r50_8x2', pretrained: bool = False, **options: Any
+    model_name: str | os.PathLike[str] = 'bvtam_r50_8x2',
+    pretrained: bool | None = None,
+    **options: Any,
 ) -> nn.Module:
     """A net by name, as `timm.create_model` gives it, with bad input said in one line.
 
     Args:
-        model_name: `arch`, `arch.tag`, `hf-hub:owner/repo[@revision]` or `local-dir:path`.
-        pretrained: load the weights (see `bvtam.hub.store` for where a name finds them).
+        model_name: `arch`, `arch.tag`, `hf-hub:owner/repo[@revision]`, `local-dir:path`, or the path
+            of a zoo folder or of a training run.
+        pretrained: load the weights (see `bvtam.hub.store` for where a name finds them). Left out,
+            those of a folder or a repo are loaded, since nothing else is meant by naming one, and of
+            an `arch` or `arch.tag` none, as by timm.
         options: of the net (`bvtam info NAME` lists them); timm's `features_only`, `out_indices`,
             `cache_dir`; `allow_pickle=True` for a Hub repo that has other formats than safetensors.
 
@@ -65,6 +73,11 @@ def create_model(
         BvtamError: an unknown name or option, weights that are missing or do not fit.
         FileNotFoundError: a folder that is not there.
     """
+    model_name = model_source(model_name)
+    if pretrained is None:
+        pretrained = ':' in model_name
+        if not pretrained and names_weights(model_name):
+            log.warning('%s: random weights, since pretrained=True is not given', model_name)
     weights = pretrained and not options.get('allow_pickle')
     arch, cfg = _locate(model_name, weights, options.get('cache_dir'))
     if arch not in list_models():
@@ -73,6 +86,30 @@ def create_model(
         )
     options = {k: v for k, v in options.items() if v is not None}  # as timm's factory does
     return model_entrypoint(arch)(pretrained=pretrained, pretrained_cfg=cfg or None, **options)
+
+
+def model_source(source: str | os.PathLike[str]) -> str:
+    """A name as timm has it (`arch`, `arch.tag`, `local-dir:`, `hf-hub:`), also for the path of a zoo
+    folder or of a training run, whose best model it is then.
+
+    Raises:
+        FileNotFoundError: a path where no model is.
+    """
+    text = os.fspath(source)
+    if text.startswith('local-dir:'):
+        folder = text.removeprefix('local-dir:')
+        return f'local-dir:{store.model_folder(folder)}' if os.path.isdir(folder) else text
+    known = text.partition('.')[0] in list_models() and isinstance(source, str)
+    if known and ('.' not in text or store.where(text)):
+        return text
+    if os.path.isdir(text) or (os.sep in text and ':' not in text):
+        return f'local-dir:{store.model_folder(text)}'
+    return text
+
+
+def names_weights(model_name: str | os.PathLike[str]) -> bool:
+    """Whether it names weights, and not an architecture alone."""
+    return model_source(model_name) not in list_models()
 
 
 def architecture(model_name: str) -> str:
@@ -87,7 +124,7 @@ def architecture(model_name: str) -> str:
 def _locate(model_name: str, weights: bool = False, cache: Any = None) -> tuple[str, Any]:
     """The architecture and timm's `pretrained_cfg` of a name."""
     try:
-        source, identifier = parse_model_name(model_name)
+        source, identifier = parse_model_name(model_source(model_name))
     except ValueError as error:
         raise BvtamError(str(error)) from None
     if not source:
@@ -110,11 +147,12 @@ def describe(model_name: str) -> dict[str, Any]:
     Raises:
         BvtamError, FileNotFoundError: as `create_model`.
     """
+    source = model_source(model_name)
     entry = entries().get(model_name)
     if entry and not store.folders(*model_name.split('.', 1)):  # known, but not here
         model = published_model(entry)
     else:
-        model = create_model(model_name)
+        model = create_model(source, pretrained=False)
     arch = model.model_name
     if model.pretrained_cfg.get('source') == 'local-dir':
         weights = {

@@ -242,7 +242,7 @@ def test_wrong_calls_are_refused(tiny_file, tmp_path):
     with pytest.raises(BvtamError, match='did you mean bvtam_tiny_8x2'):
         bvtam.convert(tiny_file, name='bvtam_tiny.x')
     (tmp_path / 'labels.txt').write_text('a\nb\n')
-    with pytest.raises(BvtamError, match='2 lines, but the checkpoint 6 classes'):
+    with pytest.raises(BvtamError, match='2 labels, but the checkpoint 6 classes'):
         bvtam.convert(tiny_file, labels=tmp_path / 'labels.txt')
     (tmp_path / 'taken').mkdir()
     (tmp_path / 'taken' / 'thesis.txt').write_text('precious')

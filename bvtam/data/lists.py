@@ -134,18 +134,25 @@ def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> list[str]:
         where = str(path)
         if path.suffix.lower() == '.json':
             labels = _json(path)
+            if isinstance(labels, dict):
+                labels = labels.get('id2label', labels)  # in a config.json of transformers
         else:
             labels = [text for _, text in _text(path)]
             pairs = [re.fullmatch(r'(.+),\s*(\d+)', text) for text in labels]
-            if all(pairs):
+            if all(pairs) or all(
+                pairs := [re.fullmatch(r'(\d+),\s*(.+)', text) for text in labels]
+            ):
                 labels = {match[1]: match[2] for match in pairs}
         if isinstance(labels, dict):
+            pairs = labels.items()
+            if all(str(index).isdecimal() for index in labels.values()):
+                pairs = [(index, name) for name, index in pairs]
             try:
-                order = {int(index): name for name, index in labels.items()}
+                order = {int(index): name for index, name in pairs}
                 labels = [order[index] for index in range(len(labels))]
             except (TypeError, ValueError, KeyError):
                 raise BvtamError(f'{where}: its indices are not 0, 1, 2, and so on') from None
-    names = list(labels)
+    names = [] if isinstance(labels, (str, int, float)) else list(labels or ())
     if not names or not all(isinstance(name, str) for name in names):
         raise BvtamError(f'{where}: give a list of label names')
     if len(set(names)) < len(names):

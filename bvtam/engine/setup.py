@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -21,7 +20,7 @@ from torch.utils.data import Sampler
 from ..clip import ClipConfig
 from ..data.sampling import sample_seed
 from ..errors import BvtamError
-from ..factory import create_model, list_models
+from ..factory import create_model, list_models, model_source, names_weights
 from ..hub import store
 from .recipe import Recipe
 
@@ -42,6 +41,9 @@ def build_net(recipe: Recipe, label_names: list[str] | None, num_classes: int) -
         options['drop_path_rate'] = recipe.regularize.drop_path
     arch, _, tag = recipe.model.partition('.')
     pretrained = recipe.init in ('pretrained', 'auto')
+    if not recipe.init and names_weights(recipe.model):
+        pretrained = True
+        log.warning('init: the weights of %s, which model= names', recipe.model)
     if recipe.init == 'auto' and arch in list_models() and not store.folders(arch, tag):
         pretrained = False
         log.warning(
@@ -130,21 +132,6 @@ def _same_head(given: nn.Module, net: nn.Module, ours, target) -> bool:
     if ours is None or ours.shape != target.shape:
         return False
     return given.label_names is None or net.label_names in (None, given.label_names)
-
-
-def model_source(source: str | os.PathLike[str]) -> str:
-    """A name as `create_model` takes it, also for a zoo folder or the folder of a training run."""
-    folder = Path(source)
-    if not folder.is_dir():
-        if os.sep in str(source) and ':' not in str(source):
-            raise FileNotFoundError(f'{folder}: no such folder')
-        return str(source)
-    for inner in (folder, folder / 'best', folder / 'last'):
-        if (inner / store.CONFIG).is_file():
-            return f'local-dir:{inner}'
-    raise FileNotFoundError(
-        f'{folder} holds no model: expected {store.CONFIG}, best/ or last/ in it'
-    )
 
 
 def freeze_norms(net: nn.Module, which: str) -> None:

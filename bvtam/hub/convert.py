@@ -44,6 +44,15 @@ _HARMLESS = [
 # What weights do not tell, so that a caller may
 _UNTOLD = ('temporal_pool', 'drop_rate', 'drop_path_rate')
 
+# Where training programs keep weights in a checkpoint; averages first, as timm does.
+_CONTAINERS = ('state_dict_ema', 'ema_state_dict', 'model_ema', 'state_dict', 'model_state_dict')
+_CONTAINERS += ('model_state', 'model', 'net', 'network', 'module', 'weights')
+
+# What wrappers put before every name of a model, averages first, and in the middle of names.
+_WRAPPERS = ('ema_model.', 'model_ema.', 'averaged_model.', 'ema.', 'module.', 'model.', 'net.')
+_WRAPPERS += ('network.',)
+_INSIDE = r'(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+
 _RELEASES = {
     'blvnet': 'IBM/bLVNet-TAM',
     'blresnet': 'IBM/BigLittleNet',
@@ -102,12 +111,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
         ) from None
     if not isinstance(content, Mapping):
         raise BvtamError(f'{path} holds a {type(content).__name__}, not a state dict')
-    meta = {}
-    for key in ('state_dict', 'model', 'net'):
-        if isinstance(content.get(key), Mapping):
-            meta = {k: v for k, v in content.items() if k != key}
-            content = content[key]
-            break
+    content, meta = _weights_in(content, path)
     state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state or len(state) != len(content):
         other = [str(k) for k in content if k not in state][:3]
@@ -119,7 +123,37 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
             raise BvtamError(
                 f'{path}: {name} is no plain tensor ({tensor.layout}, {tensor.device})'
             )
-    return {k.removeprefix('module.'): v for k, v in state.items()}, meta
+    return _plain_names(state, path), meta
+
+
+def _weights_in(content: Mapping, path: Path) -> tuple[Mapping, dict[str, Any]]:
+    """The table of weights in a training program's checkpoint, and what else is beside it.
+
+    As by timm, an average of the weights comes before the weights that it is of.
+    """
+    meta: dict[str, Any] = {}
+    while found := [key for key in _CONTAINERS if isinstance(content.get(key), Mapping)]:
+        if len(found) > 1:
+            _logger.warning('%s holds %s: %s is taken', path, ', '.join(found), found[0])
+        meta |= {k: v for k, v in content.items() if k not in found}
+        content = content[found[0]]
+    return content, meta
+
+
+def _plain_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The names without what DataParallel, torch.compile, Lightning and averages put before or in them.
+
+    Of several models in one table, one is taken: an average before what it is of. What is in none,
+    such as the weights of a loss, is left out, with a warning.
+    """
+    state = {re.sub(_INSIDE, '', name): tensor for name, tensor in state.items()}
+    while found := [p for p in _WRAPPERS if any(name.startswith(p) for name in state)]:
+        inner = {n.removeprefix(found[0]): t for n, t in state.items() if n.startswith(found[0])}
+        left = [n for n in state if not n.startswith(found[0]) and n != 'n_averaged']
+        if left:
+            _logger.warning('%s: left out beside %s*: %s', path, found[0], ', '.join(left[:3]))
+        state = inner
+    return state
 
 
 def identify(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, Tensor]]:
@@ -244,7 +278,7 @@ def convert(
     Args:
         checkpoint: the authors' file.
         name: `ARCH.TAG` or `ARCH` for the result; by default inferred, with tag `converted`.
-        labels: a text file with one class name per line.
+        labels: a text file with one class name per line, or what else `read_labels` takes.
         out: the folder to write; by default one in the user's zoo, where the name finds it.
         options: of the network, where the weights do not tell them (`temporal_pool=True`).
 
@@ -319,13 +353,14 @@ def _ibm_variant(arch: str) -> dict[str, Any]:
 
 
 def _read_labels(path: str | os.PathLike, num_classes: int) -> list[str]:
+    from ..data.lists import read_labels  # a room above this one
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} is no file')
-    try:
-        names = path.read_text(encoding='utf-8-sig').splitlines()
-    except UnicodeDecodeError:
-        raise BvtamError(f'{path} is not UTF-8 text: save it as such') from None
+    names = read_labels(path)
     if len(names) != num_classes:
-        raise BvtamError(f'{path} has {len(names)} lines, but the checkpoint {num_classes} classes')
+        raise BvtamError(
+            f'{path} names {len(names)} labels, but the checkpoint {num_classes} classes'
+        )
     return names

@@ -43,7 +43,7 @@ def push_folder(
     """Uploads a zoo folder; the repo and the branch are made if they are not there.
 
     Args:
-        folder: with config.json, model.safetensors and README.md.
+        folder: with config.json, model.safetensors and README.md, or that of a training run.
         repo_id: `owner/repo`.
         private: for a repo that this call makes.
         revision: branch; the main one by default.
@@ -56,7 +56,7 @@ def push_folder(
         FileNotFoundError: a file is missing in the folder.
         BvtamError: the files are damaged, or the Hub refuses; each with what to do.
     """
-    folder = Path(folder)
+    folder = store.model_folder(os.fspath(folder).removeprefix('local-dir:'))
     config, weights = store.read_config(folder), store.weights_file(folder)
     for path in (weights, folder / store.CARD):
         if not path.is_file():

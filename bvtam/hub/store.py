@@ -74,6 +74,23 @@ def folders(arch: str = '', tag: str = '') -> list[Path]:
     return list(found.values())
 
 
+def model_folder(folder: str | os.PathLike[str]) -> Path:
+    """The zoo folder that `folder` is, or that lies in it as the best or the last of a training run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    folder = Path(folder)
+    for inner in (folder, folder / 'best', folder / 'last'):
+        if os.path.isfile(inner / CONFIG):
+            return inner
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(one_line(f'{folder}: no such folder'))
+    raise FileNotFoundError(
+        one_line(f'{folder} holds no model: expected {CONFIG}, best/ or last/ in it')
+    )
+
+
 def weights_file(folder: str | os.PathLike[str]) -> Path:
     """The weights of a zoo folder, which may be those of the folder beside it that its config names:
     nets that differ by their ClipConfig alone share one file."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import safetensors.torch
 import timm
 import torch
+from safetensors import SafetensorError
 
+from .. import models  # noqa: F401  (registers the names)
 from ..errors import BvtamError
 from . import store
 from .publish import golden_pair
 
+_LARGEST = 10_000_000  # numbers in a golden clip; ours have 50,000
+
 
 def verify(name: str) -> dict[str, Any]:
-    """Checks the zoo folder `name` (a path) or the one that the name `arch.tag` finds.
+    """Checks the zoo folder or the run `name` (a path), or what the name `arch.tag` finds.
 
     Returns:
         `{name, folder, hashes, tensors, golden_error}`: how many files had the recorded SHA-256, how
@@ -25,20 +29,27 @@ def verify(name: str) -> dict[str, Any]:
         FileNotFoundError: no such folder.
         BvtamError: anything that is not as it was written.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        if '/' in name or '\\' in name:
-            raise FileNotFoundError(f'{folder} is no folder')
-        folder = store.find(*name.split('.', 1))
+    path = name.removeprefix('local-dir:')
+    if os.path.isdir(path):
+        folder = store.model_folder(path)
+    elif '/' in path or '\\' in path:
+        raise FileNotFoundError(f'{path} is no folder')
+    else:
+        folder = store.find(*path.split('.', 1))
     sums, golden = folder / store.SUMS, folder / store.GOLDEN
     for path in (sums, golden):
         if not path.is_file():
             raise BvtamError(f'{path} is missing, so there is nothing to verify against')
     store.check_hashes(folder)
     model = timm.create_model(f'local-dir:{folder}', pretrained=True)
-    pair = safetensors.torch.load_file(golden)
+    try:
+        pair = safetensors.torch.load_file(golden)
+    except (SafetensorError, OSError) as error:
+        raise BvtamError(f'{golden} cannot be read: {error}') from None
     if set(pair) != {'clip', 'logits'}:
         raise BvtamError(f'{golden} holds {", ".join(sorted(pair))}, not a clip and its logits')
+    if not all(t.dtype == torch.float32 and t.numel() <= _LARGEST for t in pair.values()):
+        raise BvtamError(f'{golden} holds no small clip of float32 and its logits')
     logits = golden_pair(model, pair['clip'])['logits']
     if logits.shape != pair['logits'].shape:
         raise BvtamError(f'{golden}: logits of shape {tuple(logits.shape)} for the stored clip')

@@ -145,7 +145,8 @@ def build(
     model.clip_config = clip
     labels = config.get('label_names')
     same_classes = getattr(model, 'num_classes', None) == config.get('num_classes')
-    model.label_names = list(labels) if labels and same_classes else None
+    # names are those of the classes that the weights were trained on: random ones have none
+    model.label_names = list(labels) if pretrained and labels and same_classes else None
     return model
 
 
