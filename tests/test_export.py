@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ from test_stream import SAMPLE, classifier
 import bvtam
 from bvtam.errors import BvtamError
 from bvtam.inference import export as export_module
-from bvtam.inference.export import RuntimeNet, calibration_clips, export
+from bvtam.inference.export import calibration_clips, export
+from bvtam.inference.runtimes import RuntimeNet
 
 LIBRARIES = {'.onnx': ('onnx', 'onnxscript', 'onnxruntime'), '.pt2': ()}
 LIBRARIES['.xml'] = (*LIBRARIES['.onnx'], 'openvino')
+# The net's numbers; those of the file are float32.
+DTYPES = {'.onnx': torch.float16, '.xml': torch.bfloat16, '.pt2': torch.float32}
 SHAPES = ((1, 3, 16, 64, 64), (3, 3, 8, 75, 110), (2, 3, 4, 128, 96), (1, 3, 2, 17, 31))
 NETS = [
     ('bvtam_tiny_8x2', {}),
@@ -36,13 +40,29 @@ def load(path):
     return RuntimeNet(path)
 
 
+def check_axes(path):
+    if path.suffix == '.onnx':
+        graph = pytest.importorskip('onnx').load(path).graph
+        shapes = [
+            [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+            for value in (*graph.input, *graph.output)
+        ]
+        assert shapes == [['batch', 3, 'frames', 'height', 'width'], ['batch', 5]]
+    else:
+        (given,) = pytest.importorskip('openvino').Core().read_model(path).get_parameters()
+        names = ('batch', 'channels', 'frames', 'height', 'width')
+        assert [given.get_layout().get_index_by_name(name) for name in names] == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize('suffix', LIBRARIES)
 @pytest.mark.parametrize(('name', 'options'), NETS)
 def test_an_exported_net_is_the_net(tmp_path, capfd, name, options, suffix):
     needs(suffix)
-    net = classifier(name, **options)
+    given = classifier(name, **options).to(DTYPES[suffix])
+    net = deepcopy(given).float()
     path = tmp_path / f'net{suffix}'
-    assert export(net, path) == path
+    assert export(given, path) == path
+    assert {p.dtype for p in given.parameters()} == {DTYPES[suffix]}
     assert {p.suffix for p in tmp_path.iterdir()} <= {suffix, '.bin'}
     other = load(path)
     for shape in SHAPES:
@@ -51,6 +71,7 @@ def test_an_exported_net_is_the_net(tmp_path, capfd, name, options, suffix):
             torch.testing.assert_close(other(x), net(x), rtol=1e-4, atol=1e-4)
     if suffix == '.pt2':
         return
+    check_axes(path)
     runtime = {'.onnx': 'onnx', '.xml': 'openvino'}[suffix]
     command = 'predict', SAMPLE, '--model', path, '--runtime', runtime, '--json'
     code, out, err = run(capfd, *command)

@@ -79,7 +79,7 @@ def load_net(model: str, precision: str = 'fp32', inside: bool = False) -> Any:
     if model.endswith(('.onnx', '.xml')):
         if inside:
             raise BvtamError(f'{model} gives scores alone: name the network that it was made of')
-        from ..inference.export import RuntimeNet
+        from ..inference.runtimes import RuntimeNet
 
         if precision != 'fp32':
             raise typer.BadParameter(f'--precision is not for {model}, which has its own')

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..errors import BvtamError, one_line
+from ..errors import one_line
 from .shared import (
     AllowUrls,
     Json,
@@ -207,17 +207,25 @@ def demo(
     share: Annotated[
         bool, typer.Option('--share', help="Let others see it, through Gradio's servers.")
     ] = False,
+    auth: Annotated[
+        str,
+        typer.Option(
+            metavar='USER:PASSWORD', help='Ask for these (default: --share makes a password).'
+        ),
+    ] = '',
+    max_size: Annotated[int, typer.Option(min=1, help='MB of an upload.')] = 200,
 ) -> None:
     """Open a page to drop or record a video on: what it shows, when, and where the evidence is."""
-    from ..inference.demo import build
+    from ..inference.demo import build, launch
 
+    user, _, password = auth.partition(':')
+    if auth and not (user and password):
+        raise typer.BadParameter('--auth wants USER:PASSWORD')
     page = build(load_net(model, inside=True))
-    options = {'server_port': port, 'share': share, 'show_error': True, 'quiet': True}
-    try:
-        page.launch(**options, prevent_thread_lock=True)
-    except OSError as error:
-        raise BvtamError(f'port {port} cannot be used: {error}; name another with --port') from None
+    login = launch(page, port, share, (user, password) if auth else None, max_size)
     print(f'open {page.share_url or page.local_url} (Ctrl-C ends it)', flush=True)
+    if login and not auth:
+        print(f'log in as {login[0]} with the password {login[1]}', flush=True)
     try:
         Event().wait()
     finally:

@@ -1,7 +1,13 @@
-"""A page to try a network on: drop or record a video, see what is named, when and where."""
+"""A page to try a network on: drop or record a video, see what is named, when and where.
+
+Whoever opens it is a stranger: files have a largest size and length, are read without leaving this
+machine, and are deleted; few wait at a time; who is not on this machine needs a password.
+"""
 
 from __future__ import annotations
 
+import json
+import secrets
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,10 +27,15 @@ if TYPE_CHECKING:
 
 SAMPLE = Path(__file__).parents[1] / 'assets' / 'sample.mp4'
 _WINDOWS, _SHORTEST = 12, 0.5  # of the timeline, in seconds
+_LONGEST = 600  # seconds of a video: all of its frames are decoded
+_TIME_LIMIT = 20  # seconds without progress
+_WAITING = 16  # visitors in the queue, of whom one is served at a time
+_KEPT, _SWEEP = 3600, 600  # seconds that uploads are kept, and between looks for old ones
+_LARGEST_REQUEST = 1_000_000  # bytes, but for uploads
 
 
 def build(model: nn.Module) -> Blocks:
-    """The page, to `launch()`.
+    """The page, for `launch`.
 
     Args:
         model: a video net of the zoo with weights.
@@ -43,10 +54,13 @@ def build(model: nn.Module) -> Blocks:
             return None, None, None
         try:
             return look(model, path)
-        except (BvtamError, OSError) as error:
-            raise gradio.Error(str(error), print_exception=False) from None
+        except (BvtamError, OSError, MemoryError) as error:
+            message = str(error).replace(f'{Path(path).parent}/', '') or type(error).__name__
+            raise gradio.Error(message, print_exception=False) from None
 
-    with gradio.Blocks(title='bvtam', analytics_enabled=False) as page:
+    with gradio.Blocks(
+        title='bvtam', analytics_enabled=False, delete_cache=(_SWEEP, _KEPT)
+    ) as page:
         gradio.Markdown(f'# {model_name(model)}\nDrop or record a video, and see what is named.')
         with gradio.Row():
             video = gradio.Video(label='Video', sources=['upload', 'webcam'], elem_id='video')
@@ -54,13 +68,120 @@ def build(model: nn.Module) -> Blocks:
         gradio.Examples([[str(SAMPLE)]], video, label='A sample')
         where = gradio.Image(label='Where and when the evidence is', elem_id='evidence')
         line = gradio.Image(label='Timeline', elem_id='timeline')
-        video.change(answer, video, [label, where, line], api_name='look')
-    return page
+        video.change(answer, video, [label, where, line], api_name='look', concurrency_limit=1)
+    return page.queue(max_size=_WAITING)
+
+
+def launch(
+    page: Blocks,
+    port: int = 7860,
+    share: bool = False,
+    auth: tuple[str, str] | None = None,
+    max_size: int = 200,
+) -> tuple[str, str] | None:
+    """Serves the page on 127.0.0.1 by threads, until `page.close()`.
+
+    Args:
+        page: from `build`.
+        port: on this machine.
+        share: also through Gradio's servers, to whoever has the address and the password.
+        auth: user and password to log in with; a shared page without gets a password of its own.
+        max_size: of an upload, in MB.
+
+    Returns:
+        `auth`, or what stands for it; None where no login is wanted.
+
+    Raises:
+        BvtamError: the port cannot be used, or Gradio's servers cannot be reached.
+    """
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    if share and auth is None:
+        auth = ('bvtam', secrets.token_urlsafe(12))
+    # Through a name of its own for 127.0.0.1, a foreign page could ask this one in a visitor's browser.
+    hosts = ['*'] if share else ['127.0.0.1', 'localhost']
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_UploadsAlone)]
+    try:
+        page.launch(
+            server_name='127.0.0.1',
+            server_port=port,
+            share=share,
+            auth=auth,
+            max_file_size=f'{max_size}mb',
+            app_kwargs={'middleware': middleware},
+            show_error=False,  # those that are no gradio.Error name paths
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise BvtamError(f'port {port} cannot be used: {error}; name another with --port') from None
+    if share and not page.share_url:
+        page.close(verbose=False)
+        raise BvtamError("Gradio's servers cannot be reached: leave out --share, or try again")
+    return auth
+
+
+class _UploadsAlone:
+    """ASGI middleware that refuses requests for videos by address, which Gradio would fetch."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if (
+            scope['type'] != 'http'
+            or scope['method'] != 'POST'
+            or scope['path'].endswith('/upload')  # which has a limit of its own
+        ):
+            await self.app(scope, receive, send)
+            return
+        body, more = b'', True
+        while more and len(body) <= _LARGEST_REQUEST:
+            message = await receive()
+            body += message.get('body', b'')
+            more = message.get('more_body', False)
+        if more or len(body) > _LARGEST_REQUEST or _names_address(body):
+            from starlette.responses import PlainTextResponse
+
+            await PlainTextResponse('upload the video', 403)(scope, receive, send)
+            return
+        parts = [{'type': 'http.request', 'body': body, 'more_body': False}]
+
+        async def again() -> Any:
+            return parts.pop() if parts else await receive()
+
+        await self.app(scope, again, send)
+
+
+def _names_address(body: bytes) -> bool:
+    try:
+        waiting = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return False  # a form, or nothing that Gradio takes
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if '://' in str(value.get('path')):
+                return True
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False
 
 
 def look(model: nn.Module, path: str) -> tuple[dict[str, float], Image.Image, Image.Image]:
-    """Scores by label, the picture of the evidence and that of the timeline."""
-    reader = open_video(path, protocols=())  # from whoever opens the page
+    """Scores by label, the picture of the evidence and that of the timeline.
+
+    Raises:
+        BvtamError: as from `predict`; a video of more than ten minutes.
+    """
+    reader = open_video(path, _TIME_LIMIT, protocols=())  # from whoever opens the page
+    if reader.duration > _LONGEST:
+        raise BvtamError(
+            f'{Path(path).name} lasts {reader.duration:.0f} s, more than {_LONGEST}: cut it, or use '
+            '`bvtam predict`'
+        )
     every = max(_SHORTEST, reader.duration / _WINDOWS)
     found = predict(model, reader)
     with TemporaryDirectory() as scratch:

@@ -1,7 +1,8 @@
-"""Nets as files for other programs: ONNX, OpenVINO, torch.export archives; and running the first two.
+"""Nets as files for other programs: ONNX, OpenVINO, torch.export archives.
 
-The file holds what `config.json` does (ClipConfig, label names), so `predict` needs nothing else.
-Batch, frames, height and width stay free.
+The file holds what `config.json` does (ClipConfig, label names), so `predict` needs nothing else
+(see `runtimes`). Batch, frames, height and width stay free. Numbers are float32, whatever those of
+the net are.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,11 +32,10 @@ from ..data.transforms import normalize, read_crops
 from ..data.video import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
+from ..models.blvnet import BLVNet
+from .runtimes import AXES, KEY, SUFFIXES, library
 
-SUFFIXES = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'torch.export'}
-RUNTIMES = ('onnx', 'openvino')
 _EXAMPLE = (2, 20, 96, 128)  # batch, frames, height, width; sizes above 1, or they count as fixed
-_KEY = 'bvtam'
 
 
 def export(
@@ -69,7 +69,7 @@ def export(
         raise BvtamError('8-bit integers are for .onnx and .xml; leave out the calibration')
     write = {'onnx': _write_onnx, 'openvino': _write_openvino, 'torch.export': _write_archive}[form]
     with _quiet():
-        write(_program(model), path, json.dumps(_config(model)), calibration)
+        write(_program(_in_float32(model)), path, json.dumps(_config(model)), calibration)
     return path
 
 
@@ -98,55 +98,6 @@ def calibration_clips(data: str, clip: ClipConfig, count: int = 100) -> Iterator
         yield normalize(crops, clip)
 
 
-class RuntimeNet(nn.Module):
-    """An exported net as a function from clips (B, C, T, H, W) to logits; `predict` takes it.
-
-    Args:
-        path: `.onnx` or `.xml`, written by `export`.
-        threads: of the runtime; by default those of torch.
-
-    Raises:
-        BvtamError: another file, or the runtime is not installed.
-        FileNotFoundError: there is no such file.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
-        super().__init__()
-        path = Path(path)
-        form = SUFFIXES.get(path.suffix)
-        if form not in RUNTIMES:
-            raise BvtamError(f'{path}: give a file that `bvtam export` wrote, .onnx or .xml')
-        if not path.is_file():
-            raise FileNotFoundError(
-                f'{path}: no such file; `bvtam export NAME {path.name}` makes it'
-            )
-        threads = threads or torch.get_num_threads()
-        try:
-            load = {'onnx': _load_onnx, 'openvino': _load_openvino}[form]
-            self._run, told = load(path, threads)
-            config = json.loads(told)
-        except BvtamError:
-            raise
-        except Exception as error:  # each runtime has its own kinds
-            raise BvtamError(f'{path} is damaged, or not from `bvtam export`: {error}') from None
-        self.model_name, self.num_classes = config['architecture'], config['num_classes']
-        self.label_names, self.input_kind = config['label_names'], config['input_kind']
-        clip = config['clip']
-        self.clip_config = ClipConfig.from_dict(clip) if clip else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self._run(x.float().contiguous().numpy()))
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise BvtamError(
-            f"{name.partition('.')[0]} is not installed ({error}): pip install 'bvtam[export]'"
-        ) from None
-
-
 def _config(model: nn.Module) -> dict[str, Any]:
     return {
         'architecture': model.model_name,
@@ -154,7 +105,16 @@ def _config(model: nn.Module) -> dict[str, Any]:
         'label_names': model.label_names,
         'input_kind': model.input_kind,
         'clip': model.clip_config.to_dict() if model.clip_config else None,
+        'frame_multiple': 2 if isinstance(model, BLVNet) else 1,
     }
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """The net, or a copy: exporters fold batch norms in float32, and runtimes lack bfloat16."""
+    tensors = (*model.parameters(), *model.buffers())
+    if all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()):
+        return model
+    return deepcopy(model).float()
 
 
 @contextmanager
@@ -194,20 +154,37 @@ def _program(model: nn.Module) -> torch.export.ExportedProgram:
 
 def _write_archive(program: Any, path: Path, config: str, calibration: None) -> None:
     with atomic_file(path) as new:
-        torch.export.save(program, new, extra_files={_KEY: config})
+        torch.export.save(program, new, extra_files={KEY: config})
 
 
 def _onnx_model(program: Any, config: str, calibration: Iterable[Tensor] | None) -> Any:
-    onnx = _library('onnx')
-    _library('onnxscript')
+    onnx = library('onnx')
+    library('onnxscript')
     exported = torch.onnx.export(
         program, dynamo=True, input_names=['clip'], output_names=['logits'], verbose=False
     )
     model = exported.model_proto
     if calibration is not None:
         model = _quantized(model, calibration, lambda clip: {'clip': clip})
-    onnx.helper.set_model_props(model, {_KEY: config})
+    _name_axes(model, AXES[json.loads(config)['input_kind']])
+    onnx.helper.set_model_props(model, {KEY: config})
     return model
+
+
+def _name_axes(model: Any, axes: tuple[str, ...]) -> None:
+    """Names for the symbols of an ONNX model's free axes, alone and in expressions."""
+    (given,) = model.graph.input
+    names = {
+        size.dim_param: axis
+        for size, axis in zip(given.type.tensor_type.shape.dim, axes, strict=True)
+        if size.dim_param
+    }
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = re.sub(
+                    r'\w+', lambda word: names.get(word[0], word[0]), size.dim_param
+                )
 
 
 def _write_onnx(
@@ -221,14 +198,16 @@ def _write_onnx(
 def _write_openvino(
     program: Any, path: Path, config: str, calibration: Iterable[Tensor] | None
 ) -> None:
-    openvino = _library('openvino')
+    openvino = library('openvino')
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / 'net.onnx'
         _write_onnx(program, source, config, None)
         model = openvino.convert_model(source)
         if calibration is not None:
             model = _quantized(model, calibration, lambda clip: clip)
-        model.set_rt_info(config, [_KEY])
+        axes = AXES[json.loads(config)['input_kind']]
+        model.get_parameters()[0].set_layout(openvino.Layout(f'[{",".join(axes)}]'))
+        model.set_rt_info(config, [KEY])
         with atomic_file(path.with_suffix('.bin')) as weights, atomic_file(path) as graph:
             openvino.save_model(model, Path(folder) / 'net.xml', compress_to_fp16=False)
             weights.write_bytes((Path(folder) / 'net.bin').read_bytes())
@@ -236,29 +215,9 @@ def _write_openvino(
 
 
 def _quantized(model: Any, clips: Iterable[Tensor], as_input: Callable[[Any], Any]) -> Any:
-    nncf = _library('nncf')
+    nncf = library('nncf')
     arrays = [clip.float().numpy() for clip in clips]
     if not arrays:
         raise BvtamError('no clips to calibrate with: give some real ones')
     data = nncf.Dataset([as_input(array) for array in arrays])
     return nncf.quantize(model, data, subset_size=len(arrays), preset=nncf.QuantizationPreset.MIXED)
-
-
-def _load_onnx(path: Path, threads: int) -> tuple[Callable, str]:
-    runtime = _library('onnxruntime')
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    config = session.get_modelmeta().custom_metadata_map[_KEY]
-    return lambda clip: session.run(None, {'clip': clip})[0], config
-
-
-def _load_openvino(path: Path, threads: int) -> tuple[Callable, str]:
-    openvino = _library('openvino')
-    core = openvino.Core()
-    model = core.read_model(path)
-    config = model.get_rt_info([_KEY]).astype(str)
-    options = {'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': 'f32'}
-    compiled = core.compile_model(model, 'CPU', options)
-    return lambda clip: compiled(clip)[0].copy(), config
