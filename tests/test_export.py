@@ -146,6 +146,11 @@ def test_what_cannot_be_exported(tmp_path, capfd):
 def test_damaged_files(tmp_path, suffix):
     needs(suffix)
     path = tmp_path / f'net{suffix}'
+    if suffix == '.xml':
+        with pytest.raises(BvtamError, match='net.bin is missing'):
+            path.write_bytes(b'<net/>')
+            RuntimeNet(path)
+        path.with_suffix('.bin').write_bytes(b'')
     for data in (b'', b'no net', b'<net/>'):
         path.write_bytes(data)
         with pytest.raises(BvtamError, match='is damaged, or not from `bvtam export`'):
