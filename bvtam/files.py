@@ -190,6 +190,13 @@ def recover(folder: Path) -> None:
                     shutil.rmtree(left, ignore_errors=True)
 
 
+def replaced(folder: Path) -> Path | None:
+    """The hidden copy of a folder that is gone, since a program was killed while it replaced it."""
+    with suppress(OSError, ValueError):
+        return next(folder.parent.glob(f'.{glob.escape(folder.name)}.*.old'), None)
+    return None
+
+
 def _new_folder(folder: Path) -> tuple[Path, int]:
     """A hidden folder beside `folder`, and a descriptor that keeps it to this process."""
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,14 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -712,3 +714,24 @@ def test_local_device_is_the_accelerator_of_this_rank(monkeypatch):
     assert local_device() == torch.device('cuda', 0)
     monkeypatch.setenv('LOCAL_RANK', '3')
     assert local_device() == torch.device('cuda', 1)
+
+
+def test_it_goes_on_where_the_data_are_spelled_otherwise_or_have_moved(
+    corpus, tmp_path, monkeypatch
+):
+    data = tmp_path / 'data'
+    shutil.copytree(corpus, data)
+    monkeypatch.chdir(tmp_path)
+    extract(Small(), 'data', 'whole', shard_size=1, workers=1)
+    names = [rows.video for rows in iter_features('whole')]
+    for spelled in ('data/', './data', str(data), '../' + tmp_path.name + '/data', 'moved'):
+        shutil.copytree('whole', 'part')
+        (sorted(Path('part').glob('shard-*'))[-1]).unlink()
+        if spelled == 'moved':
+            data.rename('moved')
+        extract(Small(), spelled, 'part', shard_size=1, workers=1)
+        assert [rows.video for rows in iter_features('part')] == names
+        shutil.rmtree('part')
+    sorted(Path('moved').rglob('*.mp4'))[0].rename('moved/other.mp4')
+    with pytest.raises(BvtamError, match='videos_sha256'):
+        extract(Small(), 'moved', 'whole', shard_size=1, workers=1)

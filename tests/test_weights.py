@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +208,18 @@ def test_wrong_hash_is_refused(served, monkeypatch):
     weights.write_bytes(content)
     with pytest.raises(BvtamError, match=r'model.safetensors has SHA-256 .*, not'):
         bvtam.create_model(entry.name, pretrained=True)
+
+
+def test_a_second_download_must_be_as_the_first(served):
+    hub, _, entry = served
+    folder = download.fetch(entry)
+    shutil.rmtree(folder)
+    (store.cache_dir() / 'downloads' / entry.file).unlink()
+    content, hub.files['/weights/release.pth'] = hub.files['/weights/release.pth'], b'another'
+    with pytest.raises(BvtamError, match='as the first time'):
+        download.fetch(entry)
+    hub.files['/weights/release.pth'] = content
+    assert download.fetch(entry) == folder
 
 
 def test_offline_is_said(served, monkeypatch):

@@ -64,7 +64,9 @@ def list_(
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(help='ARCH, ARCH.TAG, local-dir:PATH or hf-hub:REPO.')],
+    name: Annotated[
+        str, typer.Argument(help='ARCH, ARCH.TAG, hf-hub:REPO, a zoo folder or that of a run.')
+    ],
     as_json: Json = False,
 ) -> None:
     """Show a network: parameters, features, options, ClipConfig."""
@@ -210,8 +212,9 @@ def convert(
     name: Annotated[
         str, typer.Option(help='ARCH.TAG of the result (default: inferred, tag `converted`).')
     ] = '',
-    labels: Annotated[str, typer.Option(help='Text file, one class name per line.')] = '',
+    labels: Annotated[str, typer.Option(help='Class names: a line each, CSV, or JSON.')] = '',
     out: Annotated[str, typer.Option(help='Folder to write (default: in your cache).')] = '',
+    sha256: Annotated[str, typer.Option(help='That the file must have; else it is not read.')] = '',
     option: Annotated[
         list[str] | None,
         typer.Option(metavar='KEY=VALUE', help='What weights do not tell: temporal_pool=true.'),
@@ -222,7 +225,7 @@ def convert(
     from ..hub.convert import convert as run
     from ..hub.store import read_config
 
-    folder = run(checkpoint, name, labels, out, **_options(option or []))
+    folder = run(checkpoint, name, labels, out, sha256, **_options(option or []))
     if as_json:
         print_json({'folder': str(folder), **read_config(folder)})
     else:
@@ -232,7 +235,7 @@ def convert(
 
 @app.command()
 def verify(
-    name: Annotated[str, typer.Argument(help='ARCH.TAG, or a zoo folder.')] = '',
+    name: Annotated[str, typer.Argument(help='ARCH.TAG, a zoo folder, or that of a run.')] = '',
     as_json: Json = False,
 ) -> None:
     """Check weights: hashes, a strict load, and the logits of a stored clip (default: all here)."""
@@ -251,7 +254,7 @@ def verify(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help='A zoo folder, as `bvtam convert` writes it.')],
+    folder: Annotated[Path, typer.Argument(help='A zoo folder, or that of a run.')],
     repo_id: Annotated[str, typer.Argument(help='owner/repo on the Hugging Face Hub.')],
     private: Annotated[bool, typer.Option(help='Make a new repo private.')] = False,
     revision: Annotated[str, typer.Option(help='Branch to push to; made if it is not there.')] = '',

@@ -18,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ..errors import BvtamError
-from ..files import atomic_file, write_file
+from ..files import atomic_file, refuse_links, write_file
 
 if TYPE_CHECKING:
     from .motion import MotionClips
@@ -123,6 +123,8 @@ def write_videos(
     _check_even(out, height, width)
     settings = {**clips.settings(), 'fps': fps, 'quantiser': quantiser, 'gop': gop}
     record = out / f'{clips.split}.json'
+    folders = [f'{clips.split}/{name}' for name in clips.label_names]
+    refuse_links(out, [record.name, f'{clips.split}.csv', clips.split, *folders])
     try:
         text = json.dumps(settings, indent=1) + '\n'
         if not record.exists():

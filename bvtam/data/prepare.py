@@ -35,7 +35,7 @@ import av
 from filelock import FileLock, Timeout
 
 from ..errors import BvtamError, MachineError
-from ..files import read_text
+from ..files import read_text, refuse_links
 from .addresses import is_url
 from .encode import Encoding, encode
 from .failures import VIDEO_ERRORS, Failures, check_policy
@@ -138,6 +138,9 @@ def prepare(
     settings = {'source': str(base), **asdict(encoding)}
 
     frames, failed, done = 0, set(), 0
+    folders = {str(folder) for target in targets.values() for folder in target.parents}
+    refuse_links(out, [SETTINGS, _SCRATCH, f'{_SCRATCH}/{_LOCK}', *map(str, targets.values())])
+    refuse_links(out, sorted(folders - {'.'}))
     try:
         (out / _SCRATCH).mkdir(parents=True, exist_ok=True)
         with FileLock(out / _SCRATCH / _LOCK, timeout=0):

@@ -91,7 +91,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """`state.json`, after every file was checked against it.
 
     Raises:
-        BvtamError: a file that is missing, cut off or changed.
+        BvtamError: a file that is missing, cut off or changed, a value of another kind.
+        PermissionError: it may be whole, but not for this user.
     """
     try:
         state = json.loads(read_text(checkpoint / STATE))
@@ -101,6 +102,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 raise ValueError(f'{name} is missing, or no file of its own')
             if sha256(checkpoint / name) != expected:
                 raise ValueError(f'{name} has another SHA-256')
+    except PermissionError:
+        raise
     except (OSError, ValueError, RecursionError, BvtamError) as error:
         raise BvtamError(f'checkpoint {checkpoint} is damaged ({error})') from None
     return state

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,7 +19,8 @@ import yaml
 
 from ..clip import ClipConfig
 from ..data.motion import FAMILIES
-from ..errors import BvtamError, nearest
+from ..errors import BvtamError, nearest, shown
+from ..files import read_text
 
 RECIPES = Path(__file__).parents[1] / 'recipes'
 
@@ -202,11 +204,11 @@ class Recipe:
         if source:
             path = find_recipe(source)
             try:
-                values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-            except (OSError, ValueError, yaml.YAMLError) as error:
+                values = read_yaml(read_text(path)) or {}
+            except (OSError, ValueError) as error:
                 raise BvtamError(f'{path} cannot be read as YAML: {error}') from None
             if not isinstance(values, dict):
-                raise BvtamError(f'{path}: a recipe is a table of settings, not {values!r}')
+                raise BvtamError(f'{path}: a recipe is a table of settings, not {shown(values)}')
             try:
                 cls.from_dict(values)
             except BvtamError as error:
@@ -230,6 +232,39 @@ class Recipe:
         """The recipe on another dataset."""
         data = replace(self.data, path=path, train='', val='', motion=Motion())
         return replace(self, data=data)
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text, which may be of a stranger.
+
+    Raises:
+        ValueError: it is no YAML, too long or too deep, or its aliases stand for too much.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f'it has {len(text):,} characters, and a recipe at most {_LONGEST:,}')
+    try:
+        _written_out(yaml.compose(text, Loader=yaml.SafeLoader), {})
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError('its lists and tables are nested too deeply') from None
+
+
+_LONGEST, _MOST_NODES = 200_000, 20_000
+
+
+def _written_out(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Values in a tree of YAML, those of an alias as often as it is used; each is visited once."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = _MOST_NODES  # for an alias inside of what it stands for
+        inner = chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        sizes[id(node)] = 1 + sum(_written_out(child, sizes) for child in inner)
+        if sizes[id(node)] > _MOST_NODES:
+            raise ValueError(f'its aliases stand for more than {_MOST_NODES:,} values')
+    return sizes[id(node)]
 
 
 def list_recipes() -> list[str]:
@@ -281,14 +316,14 @@ def _override(values: dict[str, Any], pair: str) -> None:
             raise BvtamError(f'unknown setting {key!r}{hint}')
         (key,) = matches
     try:
-        value = yaml.safe_load(text) if text else ''
-    except yaml.YAMLError:
+        value = read_yaml(text) if text else ''
+    except ValueError:
         value = text
     *sections, last = key.split('.', 1) if key.startswith('clip.') else key.split('.')
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise BvtamError(f'recipe: {section} must be a table of settings, not {inner!r}')
+            raise BvtamError(f'recipe: {section} must be a table of settings, not {shown(inner)}')
         values = inner
     values[last] = value
 
@@ -301,7 +336,7 @@ def _parse(cls: type, values: Any, where: str) -> Any:
     """`values` as an instance of the dataclass `cls`; `where` is its place in the recipe."""
     if not isinstance(values, Mapping):
         raise BvtamError(
-            f'recipe: {where.rstrip(".") or "it"} must be a table of settings, not {values!r}'
+            f'recipe: {where.rstrip(".") or "it"} must be a table of settings, not {shown(values)}'
         )
     kinds = get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}
@@ -324,7 +359,8 @@ def _value(value: Any, kind: Any, meta: Mapping[str, Any], name: str) -> Any:
         with suppress(ValueError):
             value = float(value)
     if kind is float and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):
+            value = float(value)
     if kind is str and type(value) in (int, float, type(None)):  # a folder may be named 2024
         value = '' if value is None else str(value)
     if kind is str and type(value) is bool and meta['choices']:  # and off for false
@@ -333,14 +369,14 @@ def _value(value: Any, kind: Any, meta: Mapping[str, Any], name: str) -> Any:
     if type(value) is not plain:
         wanted = {dict: 'a table', str: 'a string', int: 'a whole number', float: 'a number'}
         raise BvtamError(
-            f'recipe: {name} must be {wanted.get(plain, "true or false")}, not {value!r}'
+            f'recipe: {name} must be {wanted.get(plain, "true or false")}, not {shown(value)}'
         )
     if meta['choices'] and value not in meta['choices']:
         raise BvtamError(
-            f'recipe: {name} must be one of {", ".join(meta["choices"])}, not {value!r}'
+            f'recipe: {name} must be one of {", ".join(meta["choices"])}, not {shown(value)}'
         )
     if kind in (int, float) and not meta['least'] <= value <= meta['most']:
         raise BvtamError(
-            f'recipe: {name} must be from {meta["least"]:g} to {meta["most"]:g}, not {value!r}'
+            f'recipe: {name} must be from {meta["least"]:g} to {meta["most"]:g}, not {shown(value)}'
         )
     return value

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import yaml
 
 from ..errors import BvtamError
 from ..files import append_own, read_text, recover, refuse_links, write_file
-from .recipe import Recipe
+from .recipe import Recipe, read_yaml
 
 log = logging.getLogger('bvtam')
 
@@ -100,8 +99,8 @@ def _begun(out: Path) -> bool:
 
 def _read_recipe(path: Path) -> Recipe:
     try:
-        return Recipe.from_dict(yaml.safe_load(path.read_text(encoding='utf-8')))
-    except (OSError, ValueError, yaml.YAMLError, BvtamError) as error:
+        return Recipe.from_dict(read_yaml(read_text(path)))
+    except (OSError, ValueError, BvtamError) as error:
         raise BvtamError(
             f'{path} cannot be read: {error}; name another folder with --out'
         ) from None

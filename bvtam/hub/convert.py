@@ -271,6 +271,7 @@ def convert(
     name: str = '',
     labels: str | os.PathLike = '',
     out: str | os.PathLike = '',
+    sha256: str = '',
     **options: Any,
 ) -> Path:
     """Writes an authors' checkpoint as a zoo folder.
@@ -280,6 +281,7 @@ def convert(
         name: `ARCH.TAG` or `ARCH` for the result; by default inferred, with tag `converted`.
         labels: a text file with one class name per line, or what else `read_labels` takes.
         out: the folder to write; by default one in the user's zoo, where the name finds it.
+        sha256: of the file, where its authors or somebody you trust have published it; checked first.
         options: of the network, where the weights do not tell them (`temporal_pool=True`).
 
     Returns:
@@ -296,6 +298,10 @@ def convert(
     arch, _, tag = name.partition('.')
     if tag and not re.fullmatch(r'\w[\w.-]*', tag):
         raise BvtamError(f'--name: a tag is of letters, digits, `_`, `-` and `.`, not {tag!r}')
+    if sha256 and os.path.isfile(checkpoint):
+        actual = store.sha256(Path(checkpoint))
+        if actual != sha256.strip().lower():
+            raise BvtamError(f'{checkpoint} has SHA-256 {actual}, not {sha256}: nothing was loaded')
     state, meta = read_checkpoint(checkpoint)
     try:
         identity, ours = identify(state)

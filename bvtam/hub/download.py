@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
 from ..errors import BvtamError
+from ..files import write_file
 from . import store
 from .convert import convert
 from .table import Entry
@@ -71,20 +72,32 @@ def _download(entry: Entry, path: Path) -> Path:
                 ) from error
             file.flush()
             os.fsync(file.fileno())
-        _check(entry, part, entry.sha256)
+        _check(entry, part)
         # before the file has its name: a kill in between must not leave one without a hash
-        path.with_name(f'{path.name}.sha256').write_text(store.sha256(part))
+        if not _record(entry).exists():
+            write_file(_record(entry), store.sha256(part))
         part.rename(path)
     else:
-        _check(entry, path, path.with_name(f'{path.name}.sha256').read_text())
+        _check(entry, path)
     return path
 
 
-def _check(entry: Entry, path: Path, expected: str | None) -> None:
+def _record(entry: Entry) -> Path:
+    """Where the SHA-256 of the first download is kept, apart from the file and what is made of it."""
+    return store.cache_dir() / 'trusted' / f'{entry.file}.sha256'
+
+
+def _check(entry: Entry, path: Path) -> None:
+    """The published SHA-256 counts, or else that of the first download."""
+    record, first = _record(entry), ''
+    expected = entry.sha256 or (record.read_text().strip() if record.is_file() else '')
     if expected and (actual := store.sha256(path)) != expected:
         path.unlink()
+        if not entry.sha256:
+            first = f' as the first time (if its authors have changed it, remove {record})'
         raise BvtamError(
-            f'{entry.url} gave a file with SHA-256 {actual}, not {expected}: not used, and removed'
+            f'{entry.url} gave a file with SHA-256 {actual}, not {expected}{first}: not used, and '
+            'removed'
         )
 
 

@@ -33,7 +33,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import BvtamError, one_line
-from ..files import open_regular
+from ..files import open_regular, replaced
 from .table import Entry, entries
 
 CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
@@ -183,7 +183,7 @@ def check_hashes(folder: Path) -> None:
     try:
         with open_regular(sums) as file:
             lines = file.read(100_000).decode('utf-8').splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BvtamError) as error:
         raise BvtamError(f'{sums} cannot be read: {error}') from None
     if not any(line.endswith(f'  {WEIGHTS}') for line in lines):
         raise BvtamError(f'{sums} does not name {WEIGHTS}: convert or download it again')
@@ -220,6 +220,12 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not os.path.isdir(folder):  # unlike Path's, False for a name that no file system takes
+        if left := replaced(folder):
+            raise FileNotFoundError(
+                one_line(
+                    f'{folder}: a program was killed while it replaced it; rename {left} to it'
+                )
+            )
         raise FileNotFoundError(
             one_line(f'{folder} is no folder; expected one with {CONFIG} and {WEIGHTS}')
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.addresses import PROTOCOLS
 from ..data.datasets import find_videos
 from ..data.failures import Failures, check_policy
+from ..data.records import contents
 from ..errors import BvtamError
 from .clips import Clips, clip_plan, read_clips, spans, window_plan
 from .features import Embedder
@@ -122,6 +123,8 @@ def extract(
     videos = sorted({*find_videos([os.fspath(source) for source in sources], protocols)})
     rank, world_size = _share(shard, len(videos))
     failures = Failures(len(videos), max_failed)
+    # A video may be mended between two runs: their places alone, not their sizes.
+    places = [place for place, _ in contents(videos)]
     settings = {
         'what': what,
         'length': length,
@@ -130,11 +133,17 @@ def extract(
         'dtype': dtype,
         'shard_size': shard_size,
         'num_videos': len(videos),
-        'videos_sha256': hashlib.sha256(json.dumps(videos).encode()).hexdigest(),
+        'videos_sha256': hashlib.sha256(json.dumps(places).encode()).hexdigest(),
+        'prefix': _prefix(videos, places),
         **net.identity(),
     }
     folder = ShardFolder(out, settings, resume)
     folder.write_errors()
+
+    # The names of the first run, also where the data have moved since.
+    prefix, named = folder.settings['prefix'], dict(zip(videos, videos, strict=True))
+    if prefix is not None and settings['prefix'] is not None:
+        named = {video: prefix + place for video, place in zip(videos, places, strict=True)}
 
     starts = dict(enumerate(range(0, len(videos), shard_size)))
     mine = {k: videos[i : i + shard_size] for k, i in starts.items() if k % world_size == rank}
@@ -150,7 +159,9 @@ def extract(
             for head in folder.done().values():  # those of other processes count too
                 failures.reasons.update(head['failed'])
             shard = _Shard(net, batch_size)
-            for i, clips in read_clips(pool, workers, names, plan, net.clip, time_limit, protocols):
+            reading = read_clips(pool, workers, names, plan, net.clip, time_limit, protocols)
+            names = [named[name] for name in names]
+            for i, clips in reading:
                 tell(done + i, total)
                 if not isinstance(clips, Exception):
                     shard.add(i, clips)
@@ -176,6 +187,15 @@ def extract(
         'failed': sum(len(head['failed']) for head in heads),
         'shards': len(heads),
     }
+
+
+def _prefix(videos: list[str], places: list[str]) -> str | None:
+    """What stands before the place of each video in its name, where it is the same for all."""
+    found = {
+        video.removesuffix(place) if video.endswith(place) else None
+        for video, place in zip(videos, places, strict=True)
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def local_device() -> torch.device:

@@ -37,7 +37,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import BvtamError
+from ..files import open_regular, read_text
 
+_LARGEST = 100_000_000  # videos of an extraction
 FORMATS = ('safetensors', 'parquet')
 SETTINGS, ERRORS = 'extract.json', 'errors.csv'
 _TEMPORARY = '.tmp'
@@ -92,6 +94,8 @@ class ShardFolder:
 
     def _check(self) -> None:
         found = _read_settings(self.folder)
+        found['prefix'] = found.get('prefix')
+        self.settings['prefix'] = found['prefix']  # how the first run spelled where the videos are
         for key in [*self.settings, *found]:
             theirs, ours = found.get(key), self.settings.get(key)
             if theirs != ours:
@@ -165,7 +169,10 @@ def iter_features(folder: str | os.PathLike[str], partial: bool = False) -> Iter
         )
     for path in there:
         head, tensors = _head(path), _tensors(path)
-        parts = [tensors[key].split(head['rows']) for key in ('features', 'frames', 'times')]
+        try:
+            parts = [tensors[key].split(head['rows']) for key in ('features', 'frames', 'times')]
+        except (LookupError, RuntimeError) as error:
+            raise _damaged(path, error) from None
         yield from map(Embeddings, head['videos'], *parts)
 
 
@@ -187,9 +194,16 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f'{path} is missing; `bvtam extract` writes it')
     try:
-        settings = json.loads(path.read_text('utf-8'))
-        _num_shards(settings), settings['format']
-    except (ValueError, LookupError, TypeError, ArithmeticError):
+        settings = json.loads(read_text(path))
+        counts = [settings[key] for key in ('num_videos', 'shard_size')]
+        if not all(type(n) is int and 0 <= n <= _LARGEST for n in counts) or not counts[1]:
+            raise ValueError
+        if settings['format'] not in FORMATS or type(settings.get('prefix', '')) not in (
+            str,
+            type(None),
+        ):
+            raise ValueError
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise BvtamError(f'{path} is damaged: remove the folder and extract again') from None
     return settings
 
@@ -236,10 +250,23 @@ def _to_parquet(tensors: dict[str, Tensor], videos: list[str], text: str) -> byt
 def _head(path: Path) -> dict[str, Any]:
     """What a shard says of itself, without its rows."""
     try:
+        open_regular(path).close()
         if path.suffix == '.parquet':
-            return json.loads(_pyarrow().parquet.read_metadata(path).metadata[b'shard'])
-        with safe_open(path, 'pt') as file:
-            return json.loads(file.metadata()['shard'])
+            head = json.loads(_pyarrow().parquet.read_metadata(path).metadata[b'shard'])
+        else:
+            with safe_open(path, 'pt') as file:
+                head = json.loads(file.metadata()['shard'])
+        videos, rows, failed = (head[key] for key in ('videos', 'rows', 'failed'))
+        fits = isinstance(videos, list) and isinstance(rows, list) and isinstance(failed, dict)
+        if not fits or len(videos) != len(rows):
+            raise ValueError('its videos, rows and failures do not fit together')
+        if any(type(n) is not int or n < 0 for n in rows):
+            raise ValueError('its numbers of rows are none')
+        if not all(isinstance(name, str) for name in (*videos, *failed, *failed.values())):
+            raise ValueError('its names are no text')
+        return head
+    except PermissionError:
+        raise
     except _DAMAGE as error:
         raise _damaged(path, error) from None
 
@@ -260,7 +287,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, error) from None
 
 
-_DAMAGE = (SafetensorError, ValueError, LookupError, TypeError, OSError)
+_DAMAGE = (BvtamError, SafetensorError, ValueError, LookupError, TypeError, OSError)
+_DAMAGE += (RuntimeError,)  # of which RecursionError is one
 
 
 def _damaged(path: Path, error: Exception) -> BvtamError:

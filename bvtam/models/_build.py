@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..clip import IMAGENET_MEAN, IMAGENET_STD, ClipConfig
 from ..errors import BvtamError, nearest, one_line
+from ..files import open_regular
 from ..hub import store
 from ..hub.table import Entry, entries
 
@@ -291,6 +292,12 @@ def _check_folder(
 
 def _header(path: Path) -> dict[str, Tensor]:
     """Names, shapes and kinds of number in a weight file, as tensors without data."""
+    try:
+        open_regular(path).close()
+    except PermissionError:
+        raise BvtamError(f'{path} cannot be read: its owner has not permitted it') from None
+    except OSError as error:
+        raise BvtamError(f'{path} cannot be read: {error.strerror}') from None
     try:
         with safe_open(path, 'pt') as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
