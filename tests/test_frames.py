@@ -12,6 +12,8 @@ from PIL import Image
 from bvtam.data.video import FrameArray, FrameFolder, VideoError
 from bvtam.errors import BvtamError
 
+pytestmark = pytest.mark.interfaces
+
 
 def image(level, size=(20, 12)):
     """Smooth, so that JPEG keeps it: a ramp from left to right."""

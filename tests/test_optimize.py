@@ -12,6 +12,8 @@ from bvtam.errors import BvtamError
 from bvtam.inference import optimize
 from bvtam.inference.optimize import FusedConv
 
+pytestmark = pytest.mark.interfaces
+
 NETS = {
     'bvtam_tiny_8x2': [{}, {'temporal': 'tsm'}, {'temporal': 'none'}, {'causal': True, 'width': 32}],
     'tam_resnet18_f8': [{}, {'temporal_pool': True}],

@@ -14,6 +14,8 @@ from bvtam.data import packets
 from bvtam.data.video import VideoError, VideoFile
 from bvtam.errors import BvtamError
 
+pytestmark = pytest.mark.interfaces
+
 STEP = 8  # grey levels from one frame to the next
 
 
