@@ -74,16 +74,17 @@ def create_model(
         FileNotFoundError: a folder that is not there.
     """
     model_name = model_source(model_name)
-    if pretrained is None:
+    unsaid = pretrained is None
+    if unsaid:
         pretrained = ':' in model_name
-        if not pretrained and names_weights(model_name):
-            log.warning('%s: random weights, since pretrained=True is not given', model_name)
     weights = pretrained and not options.get('allow_pickle')
     arch, cfg = _locate(model_name, weights, options.get('cache_dir'))
     if arch not in list_models():
         raise BvtamError(
             f'unknown model {arch!r}{nearest(arch, list_models())}; `bvtam list` shows all'
         )
+    if unsaid and not pretrained and names_weights(model_name):
+        log.warning('%s: random weights, since pretrained=True is not given', model_name)
     options = {k: v for k, v in options.items() if v is not None}  # as timm's factory does
     return model_entrypoint(arch)(pretrained=pretrained, pretrained_cfg=cfg or None, **options)
 

@@ -85,7 +85,9 @@ def model_folder(folder: str | os.PathLike[str]) -> Path:
         if os.path.isfile(inner / CONFIG):
             return inner
     if not os.path.isdir(folder):
-        raise FileNotFoundError(one_line(f'{folder}: no such folder'))
+        raise FileNotFoundError(
+            one_line(f'{folder}: no such folder; a repo on the Hub is hf-hub:owner/repo')
+        )
     raise FileNotFoundError(
         one_line(f'{folder} holds no model: expected {CONFIG}, best/ or last/ in it')
     )
