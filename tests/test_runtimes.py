@@ -1,7 +1,10 @@
 """Exported files of others: what they say of themselves, shapes, numbers, files beside them."""
 
+import ctypes
+import gc
 import json
 import os
+import sys
 from threading import Thread
 
 import pytest
@@ -216,3 +219,23 @@ def test_images(tmp_path):
     assert other(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
     with pytest.raises(ValueError, match=r'expected images \(B, C=3, H, W\)'):
         other(torch.zeros(2, 3, 2, 8, 8))
+
+
+def signal_stack():
+    """Where this thread's signal handlers run: address, flags, size."""
+    stack = ctypes.create_string_buffer(24)
+    assert ctypes.CDLL(None).sigaltstack(None, stack) == 0
+    return bytes(stack)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='sigaltstack as Linux lays it out')
+def test_signals_have_the_stack_that_they_had(tmp_path):
+    """OpenVINO sets one of its own on the thread that loads it, and does not keep it mapped."""
+    before = signal_stack()
+    paths = [write(tmp_path / f'{name}.xml') for name in ('first', 'second')]
+    nets = [RuntimeNet(path) for path in paths]
+    nets[0](torch.zeros(1, 3, 8, 32, 32))
+    assert signal_stack() == before
+    del nets[0], nets
+    gc.collect()
+    assert signal_stack() == before

@@ -33,7 +33,7 @@ from ..data.video import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
 from ..models.blvnet import BLVNet
-from .runtimes import AXES, KEY, SUFFIXES, library
+from .runtimes import AXES, KEY, SUFFIXES, apart, library
 
 _EXAMPLE = (2, 20, 96, 128)  # batch, frames, height, width; sizes above 1, or they count as fixed
 
@@ -220,4 +220,5 @@ def _quantized(model: Any, clips: Iterable[Tensor], as_input: Callable[[Any], An
     if not arrays:
         raise BvtamError('no clips to calibrate with: give some real ones')
     data = nncf.Dataset([as_input(array) for array in arrays])
-    return nncf.quantize(model, data, subset_size=len(arrays), preset=nncf.QuantizationPreset.MIXED)
+    preset = nncf.QuantizationPreset.MIXED
+    return apart(nncf.quantize, model, data, subset_size=len(arrays), preset=preset)

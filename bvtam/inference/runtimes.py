@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -72,7 +73,7 @@ class RuntimeNet(nn.Module):
             )
         try:
             load = {'onnx': _load_onnx, 'openvino': _load_openvino}[form]
-            self._graph = load(path, threads or torch.get_num_threads())
+            self._graph = apart(load, path, threads or torch.get_num_threads())
             config = check_config(self._graph.config)
             _check_graph(self._graph, config)
         except BvtamError as error:
@@ -125,6 +126,17 @@ class RuntimeNet(nn.Module):
                 )
             if size == 0 and axis != 'batch':
                 raise ValueError(f'expected a {axis} above 0, got a shape of {tuple(shape)}')
+
+
+def apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the function returns or raises, called in a thread of its own, which ends with it.
+
+    OpenVINO's CPU plugin sets the signal stack of the thread that loads it, and can leave one there
+    that is no longer mapped (2026.4.1): the next signal, as of a child process that ends, would kill
+    the program if that were the main thread.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def library(name: str) -> ModuleType:
