@@ -1,5 +1,6 @@
 """The generated parts of README.md are as the programs that write them give them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,18 @@ def test_benchmark_tables_are_the_recorded_ones(tables):
 @pytest.mark.slow
 def test_whole_model_table(tables):
     assert tables.model_table() in (ROOT / 'README.md').read_text()
+
+
+def test_what_the_documentation_names_is_there():
+    pages = [ROOT / 'README.md', ROOT / 'SECURITY.md', *(ROOT / 'docs').glob('*.md')]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r'\b(?:test|benchmarks/)\w*\.py', page.read_text())
+    }
+    assert len(named) > 20
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / 'tests' / name).exists(), name
+    for page in pages:
+        for link in re.findall(r'\]\((?!https?:|#)([^)#]+)', page.read_text()):
+            assert (page.parent / link).exists(), (page.name, link)
