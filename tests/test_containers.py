@@ -29,6 +29,7 @@ WRITERS = {  # file: codec, format, options of the container
     'a.wmv': ('wmv2', 'asf', {}),
     'a.mxf': ('mpeg2video', None, {}),
     'a.gif': ('gif', None, {}),
+    'a.y4m': ('rawvideo', None, {}),
 }
 
 
@@ -91,6 +92,21 @@ def test_bytes_after_the_end_are_no_cut(tmp_path, name):
         assert not cut_short(str(longer), kind)
 
 
+@pytest.mark.parametrize('pixels', ['yuv420p', 'yuv411p', 'yuv422p12le', 'yuv444p', 'gray10le'])
+def test_the_size_of_raw_frames(tmp_path, pixels):
+    path = tmp_path / 'a.y4m'
+    with av.open(str(path), 'w', options={'strict': '-1'}) as container:
+        stream = container.add_stream('rawvideo', rate=25)
+        stream.width, stream.height, stream.pix_fmt = 35, 27, pixels
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame(35, 27, pixels)))
+    data = path.read_bytes()
+    length = len(data) - data.rindex(b'FRAME')
+    for left, cut in ((0, False), (1, True), (length - 3, True), (length, False)):
+        path.write_bytes(data[: len(data) - left])
+        assert bool(cut_short(str(path), 'yuv4mpegpipe')) is cut
+
+
 def test_a_file_whose_writer_was_stopped_promises_nothing(tmp_path):
     """Headers as a recorder leaves them that never came to its end."""
     path = write(tmp_path / 'a.avi', 'mpeg4', range(12))
@@ -109,11 +125,13 @@ def test_a_file_whose_writer_was_stopped_promises_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'kind', ['mp4', 'matroska', 'avi', 'flv', 'asf', 'mxf', 'ogg', 'mpeg', 'mpegts', 'gif']
+    'kind',
+    ['mp4', 'matroska', 'avi', 'flv', 'asf', 'mxf', 'ogg', 'mpeg', 'mpegts', 'gif', 'yuv4mpegpipe'],
 )
 def test_any_bytes_are_looked_at_without_an_error(tmp_path, kind):
     values, path = np.random.default_rng(0), tmp_path / 'a'
     heads = [b'', b'RIFF\xff\xff\xff\xffAVI ', b'GIF89a', b'OggS', b'\x1a\x45\xdf\xa3', b'FLV\1\5']
+    heads += [b'YUV4MPEG2 W9 H9\nFRAME\n', b'YUV4MPEG2 Wx H C420p\nFRAME']
     heads += [b'\0\0\1\xba', b'\0\0\0\x30sidx\1', b'\x18\x53\x80\x67\xff', b'\x47' * 3000]
     for head in heads:
         for length in (0, 1, 7, 13, 40, 300):

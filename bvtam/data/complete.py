@@ -7,6 +7,7 @@ nothing: recorders that were stopped, live streams and trailing bytes of other p
 from __future__ import annotations
 
 import os
+import re
 import struct
 from typing import BinaryIO
 
@@ -235,6 +236,33 @@ def _gif(file: BinaryIO, size: int) -> str:
     return _CUT.format('a block') if place > size else ''
 
 
+def _y4m(file: BinaryIO, size: int) -> str:
+    """Frames of one size, each after a line of its own."""
+    head = _at(file, 0, 256).split(b'\n')[0]
+    fields = {tag[:1]: tag[1:].decode('ascii', 'replace') for tag in head.split()[1:]}
+    kind = re.fullmatch(r'(420|411|422|444|mono)(\D*)(\d*)', fields.get(b'C', '420'))
+    try:
+        width, height = int(fields[b'W']), int(fields[b'H'])
+    except (KeyError, ValueError):
+        return ''
+    if not kind or min(width, height) < 1:
+        return ''
+    layout, more, bits = kind.groups()
+    colours = -(-width // {'420': 2, '422': 2, '411': 4}.get(layout, 1))  # pixels of a line
+    colours *= -(-height // 2) if layout == '420' else height
+    length = width * height * (2 if more == 'alpha' else 1) + (layout != 'mono') * 2 * colours
+    length *= 2 if bits and int(bits) > 8 else 1
+    place = len(head) + 1
+    for _ in range(_STEPS):
+        line = _at(file, place, 256)
+        if not line.startswith(b'FRAME'):
+            return _CUT.format('a frame') if line and b'FRAME'.startswith(line) else ''
+        place += line.find(b'\n') + 1 + length if b'\n' in line else size
+        if place > size:
+            return _CUT.format('a frame')
+    return ''
+
+
 _CHECKS = {
     'mp4': _mp4,
     'matroska': _matroska,
@@ -247,4 +275,5 @@ _CHECKS = {
     'mpegts': _transport_stream,
     'mpegvideo': _transport_stream,  # for which FFmpeg takes a few packets
     'gif': _gif,
+    'yuv4mpegpipe': _y4m,
 }
