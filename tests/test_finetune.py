@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -17,8 +18,10 @@ import bvtam
 from bvtam import cli
 from bvtam.clip import ClipConfig
 from bvtam.data.load import load_records
+from bvtam.data.records import Record
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.start import finetune, load_data, train
+from bvtam.engine.setup import build_net
+from bvtam.engine.start import datasets, finetune, load_data, train
 from bvtam.errors import BvtamError
 from bvtam.inference.predict import predict
 
@@ -109,6 +112,60 @@ def test_the_command(finetuned, videos, tmp_path, capfd, caplog):
         assert (out / 'best' / 'config.json').exists()
     found, stdout, stderr = run(capfd, [*command, '--resume', 'never'])
     assert found == 1 and not stdout and 'holds a run' in stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    'names, settings, first, flip, flips, said',
+    [
+        ('open shut', '', None, True, None, 'clips are mirrored, since no label names'),
+        ('open shut', '', True, True, None, 'augment.flip=off'),
+        ('open shut', '', False, False, None, 'no clip is mirrored, since clip.flip of the first'),
+        ('open shut', 'clip.flip=true', False, True, None, 'clips are mirrored'),
+        ('open shut', 'clip.flip=false', True, False, None, ''),
+        ('open shut', 'flip=on', False, True, None, ''),
+        ('open shut', 'flip=off', True, False, None, ''),
+        ('gauche droite', '', True, False, None, 'no clip is mirrored (augment.flip=on'),
+        ('gauche open', '', None, False, {1: 1}, 'clips of 1 labels are mirrored, those of 0'),
+        (
+            'left right open',
+            '',
+            False,
+            False,
+            {0: 1, 1: 0},
+            'of 2 with their labels swapped, and no others',
+        ),
+        (
+            'left right open',
+            '',
+            None,
+            False,
+            {0: 1, 1: 0, 2: 2},
+            'of 2 with their labels swapped, and no others',
+        ),
+        ('1 2', '', True, False, None, 'numbers as labels do not tell'),
+        ('class_1 class_2', '', None, False, None, 'numbers as labels do not tell'),
+        ('', '', True, False, None, 'numbers as labels do not tell'),
+    ],
+)
+def test_what_is_mirrored_is_decided_with_care_and_told(
+    names, settings, first, flip, flips, said, caplog
+):
+    net = SimpleNamespace(first_flip=first, clip_config=CLIP, label_names=names.split() or None, input_kind='clip')  # fmt: skip
+    records = [Record('a.mp4', 0)]
+    train_set, val_set = datasets(recipe(*settings.split()), net, records, records)
+    assert net.clip_config.flip == val_set.read.clip.flip == flip
+    assert train_set.read.train.flip_labels == flips
+    assert said in caplog.text and bool(said) == bool(caplog.records)
+
+
+def test_flip_of_the_first_weights_is_known(zoo, tmp_path, monkeypatch):
+    monkeypatch.setenv('BVTAM_ZOO', str(zoo))
+    for settings, flip in (
+        ((), None),
+        (('init=bvtam_tiny_8x2.mine',), True),
+        (('model=bvtam_tiny_8x2.mine', 'init=pretrained', 'clip.flip=false'), True),
+    ):
+        assert build_net(recipe(*settings), None, 3).first_flip is flip
 
 
 def run(capfd, command):

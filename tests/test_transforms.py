@@ -384,6 +384,36 @@ def test_labels_without_one_opposite_are_never_mirrored(caplog):
     assert flip_label_map(['turn-left', 'turn right', 'Turn Left']) == {0: 1, 2: 1}
 
 
+@pytest.mark.parametrize(
+    'pair',
+    [
+        'swipe_L swipe_R', 'handL handR', 'gauche droite', 'Links rechts', 'linke_Hand rechte_Hand',
+        'east west', 'walk_E walk_W', 'north-east north-west', 'main_g main_d', 'mano_izq mano_der',
+        'izquierda derecha', 'à_gauche à_droite', 'esquerda direita', 'braccio_sx braccio_dx', 'lewo prawo',
+        'налево направо', '左 右', '向左滑动 向右滑动', '왼쪽 오른쪽', 'يسار يمين', 'बाएँ दाएँ', 'ซ้าย ขวา',
+        'sola sağa', 'vänster höger', 'kiri kanan', 'αριστερά δεξιά', '→ ←', 'LR RL', 'moveL2R moveR2L',
+        'horario antihorario', 'linksherum rechtsherum', 'port starboard', 'LeftL RightL', 'swipeleft leftArm',
+    ],
+)  # fmt: skip
+def test_directions_in_other_words_are_never_mirrored(pair, caplog):
+    assert flip_label_map([*pair.split(), 'clap']) == {2: 2}
+    assert all(name in caplog.text for name in pair.split())
+
+
+def test_short_clockwise_is_clockwise():
+    assert flip_label_map(['CW', 'CCW']) == flip_label_map(['spin_acw', 'spin_cw']) == {0: 1, 1: 0}
+
+
+def test_words_that_hold_a_direction_by_chance_are_mirrored():
+    torchvision = pytest.importorskip('torchvision.models.video')
+    names = torchvision.R3D_18_Weights.KINETICS400_V1.meta['categories']
+    for labels in (
+        names,
+        ['bright light', "ouvrir l'eau", 'correre e saltare', "man's hat", 'g', 'i'],
+    ):
+        assert flip_label_map(labels) == dict(enumerate(range(len(labels))))
+
+
 def test_erasing_gives_one_box_the_mean_colour():
     frames = torch.full((4, 3, 32, 32), 255, dtype=torch.uint8)
     transform = TrainTransform(ClipConfig(resize=32, crop_size=32), 'center', random_erasing=1.0)

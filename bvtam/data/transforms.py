@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,28 +12,15 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from ..clip import ClipConfig
-from ..errors import BvtamError, one_line
+from ..errors import BvtamError
+from .directions import flip_label_map as flip_label_map
 from .memory import MAX_PIXELS
 from .reader import Reader
-
-log = logging.getLogger('bvtam')
 
 TRAIN_CROPS = ('multi_scale', 'random_resized', 'random', 'center')
 _SCALES = (1, 0.875, 0.75, 0.66)  # of the multi-scale crop, in shorter sides of the frame
 # Its places, in quarters of the way from the top left corner to the bottom right one.
 _PLACES = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
-
-_MIRRORED = {
-    'left': 'right',
-    'leftward': 'rightward',
-    'leftwards': 'rightwards',
-    'leftmost': 'rightmost',
-    'lefthand': 'righthand',
-    'lefthanded': 'righthanded',
-    'clockwise': 'counterclockwise',
-}
-_MIRRORED |= {b: a for a, b in _MIRRORED.items()}
-_DIRECTION = re.compile('counterclockwise|clockwise|left|right')
 
 
 def to_clip(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
@@ -285,48 +269,6 @@ class View:
             view_TCHW = F.horizontal_flip(view_TCHW)
             label = label if flips is None else flips[label]
         return view_TCHW.transpose(0, 1).contiguous(), label
-
-
-def flip_label_map(label_names: Sequence[str]) -> dict[int, int]:
-    """Label of the mirror image of a clip, for every label whose clips may be mirrored.
-
-    Two labels are a pair if they turn into each other by swapping the English words left and right,
-    clockwise and counterclockwise (or anticlockwise); hyphens, underscores, capitals and digits
-    beside them do not matter, nor do letters where the other label is there: turnleft, turnright. A
-    label without such a word is its own mirror image. One with such a word but without exactly one
-    partner is left out, so that its clips are never mirrored, and a warning names it.
-    """
-    keys = [_words(name) for name in label_names]
-    places = defaultdict(list)
-    for label, key in enumerate(keys):
-        places[key].append(label)
-    found, alone = {}, []
-    for label, key in enumerate(keys):
-        mirrored = tuple(_MIRRORED.get(word, word) for word in key)
-        partners = places.get(mirrored, [])
-        if mirrored == key:
-            # Where a direction is part of a word, the partner shows that it is one.
-            glued = tuple(_DIRECTION.sub(lambda match: _MIRRORED[match[0]], word) for word in key)
-            partners = (places.get(glued) if glued != key else None) or [label]
-        if len(partners) == 1:
-            found[label] = partners[0]
-        else:
-            alone.append(label_names[label])
-    if alone:
-        log.warning(
-            'clips of %d labels are never mirrored, as they name a direction and no other label its '
-            'opposite: %s',
-            len(alone),
-            one_line(', '.join(alone)),
-        )
-    return found
-
-
-def _words(name: str) -> tuple[str, ...]:
-    """Lower-case words of a label, also of one in camel case; anticlockwise is one of them."""
-    name = re.sub('(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', name).lower()
-    name = re.sub(r'(counter|anti)[\W_]*clockwise', 'counterclockwise', name)
-    return tuple(re.findall(r'[^\W\d_]+|\d+', name))
 
 
 def _multi_scale_boxes(height: int, width: int, size: int) -> list[tuple[int, int, int, int]]:

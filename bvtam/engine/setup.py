@@ -33,6 +33,8 @@ log = logging.getLogger('bvtam')
 def build_net(recipe: Recipe, label_names: list[str] | None, num_classes: int) -> nn.Module:
     """The recipe's net on the CPU, with its first weights, ClipConfig and label names.
 
+    Its `first_flip` is `clip.flip` of the first weights, None where they have none.
+
     Raises:
         BvtamError: an unknown name or option, first weights that do not fit.
     """
@@ -62,10 +64,12 @@ def build_net(recipe: Recipe, label_names: list[str] | None, num_classes: int) -
         net.reset_classifier(num_classes)
         log.warning('init: the classifier starts anew: its classes have other names')
     net.label_names = label_names
+    first = net.clip_config if pretrained else None
     if recipe.init == 'imagenet' and 'backbone_pretrained' not in options:
         initialise(net, _image_weights(arch))
     elif recipe.init not in ('', 'auto', 'pretrained', 'imagenet'):
-        initialise(net, recipe.init)
+        first = initialise(net, recipe.init)
+    net.first_flip = first.flip if first else None
     clip = net.clip_config or ClipConfig(num_frames=1, flip=True)  # an image is a clip of one frame
     net.clip_config = replace(clip, **recipe.clip)
     if recipe.run.channels_last:
@@ -88,8 +92,8 @@ def _image_weights(arch: str) -> str:
     return store.find(name).name
 
 
-def initialise(net: nn.Module, source: str | os.PathLike[str]) -> None:
-    """Loads the weights of `source` into `net`, strictly.
+def initialise(net: nn.Module, source: str | os.PathLike[str]) -> ClipConfig | None:
+    """Loads the weights of `source` into `net`, strictly, and returns their ClipConfig.
 
     Two things may differ, and both are reported: a classifier of other classes starts anew, and
     temporal operators that the source lacks, as image nets do, keep their own start ("inflation").
@@ -125,6 +129,7 @@ def initialise(net: nn.Module, source: str | os.PathLike[str]) -> None:
         log.warning('init: %d temporal weights start anew, since %s has none', len(temporal), source)  # fmt: skip
     kept = {name: target[name] for name in (*fresh, *temporal)}
     net.load_state_dict({**weights, **kept})
+    return given.clip_config
 
 
 def _same_head(given: nn.Module, net: nn.Module, ours, target) -> bool:

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from ..clip import ClipConfig
 from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, load_records
+from ..data.directions import flip_label_map, names_tell_nothing
 from ..data.motion import MotionClips, TwoLengths
-from ..data.transforms import TrainTransform, flip_label_map
+from ..data.transforms import TrainTransform
 from ..errors import BvtamError
 from ..factory import architecture, create_model
 from .recipe import Recipe
@@ -154,7 +155,10 @@ def datasets(
     recipe: Recipe, net: nn.Module, train_records: Sequence[Record], val_records: Sequence[Record]
 ) -> tuple[VideoDataset, VideoDataset | None]:
     """The two datasets; `augment.flip: auto` swaps labels that name directions, or mirrors no such clip."""
-    clip, flips = mirroring(recipe.augment.flip, net.clip_config, net.label_names)
+    flip, first = recipe.augment.flip, net.first_flip
+    if flip == 'auto' and 'flip' in recipe.clip:
+        flip, first = 'auto' if recipe.clip['flip'] else 'off', True
+    clip, flips = mirroring(flip, net.clip_config, net.label_names, first)
     net.clip_config = clip
     augment, data = recipe.augment, recipe.data
     transform = TrainTransform(
@@ -183,13 +187,43 @@ def datasets(
 
 
 def mirroring(
-    flip: str, clip: ClipConfig, label_names: Sequence[str] | None
+    flip: str,
+    clip: ClipConfig,
+    label_names: Sequence[str] | None,
+    first_flip: bool | None = None,
 ) -> tuple[ClipConfig, dict[int, int] | None]:
-    """The ClipConfig with its `flip` set, and the label of each mirrored clip where they change."""
+    """The ClipConfig with its `flip` set, and the label of each mirrored clip where they change.
+
+    Args:
+        flip: 'on', 'off', or 'auto', whose decision is logged: the labels decide (see
+            `flip_label_map`), and those without names are not mirrored.
+        clip: of the network.
+        label_names: of the data.
+        first_flip: `clip.flip` of the first weights, None without. Where it is False, 'auto' mirrors
+            labels that can be swapped and no others.
+    """
     if flip != 'auto':
         return replace(clip, flip=flip == 'on'), None
-    if not label_names:
-        return clip, None
-    flips = flip_label_map(label_names)
-    plain = all(flips.get(i) == i for i in range(len(label_names)))
-    return replace(clip, flip=plain), None if plain else flips
+    told, flips = 'augment.flip=on mirrors all', {}
+    if not label_names or names_tell_nothing(label_names):
+        why = (
+            'no clip is mirrored, since numbers as labels do not tell whether they name directions'
+        )
+    else:
+        flips = flip_label_map(label_names)
+        if first_flip is False:
+            flips = {label: other for label, other in flips.items() if label != other}
+        same = sum(label == other for label, other in flips.items())
+        swapped = f'those of {len(flips) - same} with their labels swapped'
+        if same == len(label_names):
+            why = 'clips are mirrored, since no label names a direction that is known'
+            told = 'augment.flip=off if one does'
+        elif flips:
+            why = f'clips of {len(flips)} labels are mirrored, {swapped}, and no others'
+        else:
+            why = 'no clip is mirrored'
+        if first_flip is False:
+            why += ', since clip.flip of the first weights is false'
+    log.warning('augment.flip: %s (%s)', why, told)
+    plain = bool(flips) and all(flips.get(i) == i for i in range(len(label_names or ())))
+    return replace(clip, flip=plain), None if plain or not flips else flips
