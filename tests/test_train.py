@@ -23,6 +23,7 @@ from bvtam.data.transforms import normalize
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.setup import Batches, build_net, build_optimizer, build_schedule
 from bvtam.engine.train import Trainer
+from bvtam.errors import BvtamError
 
 CURVE = Path(__file__).parent / 'data' / 'train_curve.json'
 FROZEN = 'freeze_bn=all'
@@ -93,6 +94,34 @@ def test_four_parts_equal_one():
     assert len({round(loss, 4) for loss in whole}) == 4
     for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
+def test_a_batch_is_mixed_as_a_whole_in_any_number_of_parts(kind):
+    plain, _ = losses_of(FROZEN)
+    whole, a = losses_of(FROZEN, f'{kind}=0.8')
+    assert all(abs(x - y) > 1e-4 for x, y in zip(plain, whole, strict=True))
+    for count in (2, 8):
+        parts, b = losses_of(FROZEN, f'{kind}=0.8', f'accumulate={count}')
+        close(parts, whole)
+        for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_of_another_length_are_mixed_with_their_like():
+    trainer = make(FROZEN, 'mixup=1', 'batch_size=8', 'accumulate=4')
+    long, short = Clips(), Clips(frames=2)
+    parts = [
+        batch([i, i + 1], data) for i, data in zip(range(0, 8, 2), [long, short] * 2, strict=True)
+    ]
+    assert trainer.train_step(parts).isfinite()
+
+
+def test_a_batch_of_one_clip_cannot_be_mixed():
+    with pytest.raises(
+        BvtamError, match=r'augment\.mixup mixes .* run\.batch_size must be at least 2'
+    ):
+        make('batch_size=1', 'mixup=0.2')
 
 
 def test_recomputing_stages_gives_the_same_losses():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from bvtam.data.motion import MotionClips
 from bvtam.data.transforms import to_crops
 from bvtam.engine.motion import _Encoded, evaluate_motion
 from bvtam.engine.recipe import Recipe
+from bvtam.engine.setup import Batches
 from bvtam.engine.start import motion_sets, train
 from bvtam.engine.train import Stopped
 from bvtam.errors import BvtamError
@@ -51,6 +53,21 @@ def test_the_sets_are_those_of_the_recipe():
     assert (val_set.seed, val_set.encode, len(val_set), val_set.split) == (0, 0, 16, 'val')
     assert net.label_names == train_set.label_names == val_set.label_names
     assert 'orbit_clockwise' in net.label_names and 'right' not in net.label_names
+
+
+def test_parts_of_a_batch_have_one_length():
+    _net, train_set, _val = motion_sets(recipe('clip.num_frames=8', 'data.motion.two_lengths=true'))
+
+    def lengths(accumulate, rank=0, world=1):
+        parts = Batches(12, 4, accumulate, 0, rank, world)
+        return [
+            train_set.__getitems__(pickle.loads(pickle.dumps(p)))[0]['clip'].shape[1] for p in parts
+        ]
+
+    whole = lengths(1)
+    assert set(whole) == {4, 8}
+    assert lengths(4) == [length for length in whole for _ in range(4)]
+    assert lengths(1, 1, 2) == whole
 
 
 def test_batches_of_two_lengths_are_the_same_clips(tmp_path):

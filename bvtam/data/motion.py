@@ -313,9 +313,11 @@ class TwoLengths(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        indices = list(indices)
+        indices, first = list(indices), getattr(indices, 'first', None)
         # Not by the index itself: labels repeat by the number of classes, and its remainder tells them.
-        draw = random.Random(f'{self.clips[0]._epoch.item()},{indices[0]}')
+        draw = random.Random(
+            f'{self.clips[0]._epoch.item()},{indices[0] if first is None else first}'
+        )
         return draw.choice(self.clips).__getitems__(indices)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -212,6 +213,17 @@ def current_lr(optimizer: torch.optim.Optimizer) -> float:
 # ---- data ----
 
 
+class Part(list[int]):
+    """Indices of the samples of one part of a step; `first` is the first of the whole step."""
+
+    def __init__(self, indices: Iterable[int], first: int) -> None:
+        super().__init__(indices)
+        self.first = first
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Part, ([*self], self.first)
+
+
 class Batches(Sampler[list[int]]):
     """The indices of each part of each step of an epoch, for one process.
 
@@ -268,4 +280,4 @@ class Batches(Sampler[list[int]]):
             share = -(-len(batch) // self.world)
             mine = batch[(self.rank + torch.arange(share) * self.world) % len(batch)]
             for part in mine.split(self.part):
-                yield part.tolist()
+                yield Part(part.tolist(), int(batch[0]))

@@ -141,8 +141,9 @@ class Trainer:
         total = total or world * share
         spare = share - len(range(self.team.rank, total, world))
         loss_of_step = torch.zeros((), device=self.device)
-        for i, part in enumerate(parts):
-            clip, target = self._inputs(part)
+        mixed_by = torch.get_rng_state()  # all parts of a batch are mixed by the same draw
+        for i in range(len(parts)):
+            clip, target = self._inputs(parts, i, mixed_by)
             last = i == len(parts) - 1
             with self.team.alone(self.model, not last):  # gradients meet once in a step
                 with torch.autocast(self.device.type, mixed, enabled=mixed is not None):
@@ -171,21 +172,41 @@ class Trainer:
             self.ema.update(self.net, self.step)
         return loss_of_step
 
-    def _inputs(self, part: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        clip = part['clip'].to(self.device, non_blocking=True)
-        target = part['label'].to(self.device, non_blocking=True)
+    def _inputs(
+        self, parts: list[dict[str, Any]], place: int, mixed_by: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Clips and targets of one part; mixup and CutMix act on all parts as if they were one."""
+        clip, target = (parts[place][key] for key in ('clip', 'label'))
+        alike = [i for i, part in enumerate(parts) if part['clip'].shape[1:] == clip.shape[1:]]
+        before = parts[alike[alike.index(place) - 1]]  # each clip is mixed with the one before it
+        among = self.mix is not None and len(alike) > 1
+        if among:
+            clip = torch.cat([before['clip'][-1:], clip])
+            target = torch.cat([before['label'][-1:], target])
+        clip = clip.to(self.device, non_blocking=True)
+        target = target.to(self.device, non_blocking=True)
         if clip.dtype == torch.uint8:
             clip = normalize(clip, self.net.clip_config)
         if self.mix:
-            clip, target = self.mix(tv_tensors.Video(clip), target)
+            with torch.random.fork_rng(devices=[], enabled=place > 0):
+                torch.set_rng_state(mixed_by)
+                clip, target = self.mix(tv_tensors.Video(clip), target)
             clip = clip.as_subclass(Tensor)
+        if among:
+            clip, target = clip[1:], target[1:]
         if self.net.input_kind == 'image':
             clip = clip.squeeze(2)
         return clip, target
 
     def _mixer(self) -> nn.Module | None:
         """torchvision's mixup or CutMix: on a video they draw once for all of its frames."""
-        augment = self.recipe.augment
+        augment, share = self.recipe.augment, self.recipe.run.batch_size // self.team.world
+        if (augment.mixup or augment.cutmix) and share < 2:
+            raise BvtamError(
+                f'recipe: augment.{"mixup" if augment.mixup else "cutmix"} mixes the clips that a process '
+                f'has of a batch: run.batch_size must be at least {2 * self.team.world}, not '
+                f'{self.recipe.run.batch_size}'
+            )
         if augment.mixup:
             return v2.MixUp(alpha=augment.mixup, num_classes=self.net.num_classes)
         if augment.cutmix:
