@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .errors import BvtamError, nearest
@@ -27,7 +27,7 @@ class ClipConfig:
         resize: the frame's shorter side after resizing, in pixels.
         crop_size: side of the square crop, in pixels.
         interpolation: 'bilinear' or 'bicubic', both antialiased.
-        mean, std: per channel, for values on [0, 1].
+        mean, std: per channel, for values on [0, 1]; of one channel, frames are made grey.
         flip: whether clips may be mirrored; False where labels name directions.
         num_clips, num_crops: views of one video; their class probabilities are averaged. One crop
             is the centre, 3 lie along the longer side, 5 are the corners and the centre, 10 are
@@ -89,6 +89,13 @@ class ClipConfig:
     def num_bytes(self) -> int:
         """Of one view, uint8 (C, T, crop_size, crop_size)."""
         return len(self.mean) * self.num_frames * self.crop_size**2
+
+    def with_channels(self, channels: int) -> ClipConfig:
+        """For a net of so many channels: where they are others, each has the average mean and std."""
+        if channels == len(self.mean):
+            return self
+        mean, std = (round(sum(values) / len(values), 6) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClipConfig:

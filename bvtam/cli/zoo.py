@@ -135,6 +135,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a network with its weights for other programs; batch, frames and size stay free."""
+    from ..data.transforms import check_channels
     from ..engine.setup import model_source
     from ..factory import create_model
     from ..inference.export import calibration_clips
@@ -145,6 +146,7 @@ def export(
     if int8:
         if net.clip_config is None:
             raise typer.BadParameter('--int8 is for video networks')
+        check_channels(name, net.clip_config, net)
         clips = progress(calibration_clips(int8, net.clip_config, count), count)
     path = run(net, out, clips)
     print_facts({'file': str(path), 'bytes': path.stat().st_size, 'int8': bool(int8)}, as_json)

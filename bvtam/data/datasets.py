@@ -23,7 +23,7 @@ from .load import load_images, load_records
 from .memory import shared_number
 from .records import Record, find_videos
 from .sampling import clip_indices, sample_seed, train_indices
-from .transforms import TrainTransform, read_crops
+from .transforms import TrainTransform, check_channels, read_crops
 from .video import FrameArray, Reader, open_record
 
 __all__ = [
@@ -183,6 +183,7 @@ class VideoDataset(Dataset):
     ) -> None:
         if not len(records):
             raise BvtamError('a data set needs at least one video')
+        check_channels('clip', clip)
         self.records = records
         self.read = ClipReader(clip, train, offsets, time_limit)
         self.seed, self.on_error = seed, check_policy(on_error)

@@ -23,7 +23,7 @@ from .failures import VIDEO_ERRORS, check_policy
 from .memory import shared_number
 from .records import VIDEO_SUFFIXES, Record
 from .sampling import sample_seed
-from .transforms import TrainTransform
+from .transforms import TrainTransform, check_channels
 
 
 def from_hub_dataset(
@@ -138,6 +138,7 @@ def webdataset_clips(
     Raises:
         BvtamError: the library is missing, or there is no shard.
     """
+    check_channels('clip', clip)
     library = _library('webdataset')
     urls = library.SimpleShardList(urls).urls if urls else []
     if not urls:

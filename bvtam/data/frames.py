@@ -210,7 +210,7 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 class FrameArray(_EvenFrames):
-    """Frames in memory: uint8 RGB, (T, C, H, W) or (T, H, W, C), a numpy array or a tensor.
+    """Frames in memory: uint8 RGB or grey, (T, C, H, W) or (T, H, W, C), a numpy array or a tensor.
 
     Args:
         array: the frames.
@@ -225,14 +225,16 @@ class FrameArray(_EvenFrames):
         super().__init__(name, fps)
         if array.dtype not in (np.uint8, torch.uint8):
             raise BvtamError(f'{name}: frames must be uint8, not {array.dtype}')
-        if array.ndim != 4 or 3 not in (array.shape[1], array.shape[3]):
+        sides = (array.shape[1], array.shape[3]) if array.ndim == 4 else ()
+        channels = next((count for count in (3, 1) if count in sides), None)
+        if channels is None:
             raise BvtamError(
-                f'{name}: frames must be uint8 of shape (T, 3, H, W) or (T, H, W, 3), '
-                f'not {tuple(array.shape)}'
+                f'{name}: frames must be uint8 of shape (T, 3, H, W) or (T, H, W, 3), or of 1 channel '
+                f'in place of 3, not {tuple(array.shape)}'
             )
         if 0 in array.shape:
             raise BvtamError(f'{name} holds no frame; its shape is {tuple(array.shape)}')
-        order = (0, 1, 2, 3) if array.shape[1] == 3 else (0, 3, 1, 2)
+        order = (0, 1, 2, 3) if sides[0] == channels else (0, 3, 1, 2)
         # A view: an array may be a file of which little fits into memory.
         self.frames = array.permute(order) if isinstance(array, Tensor) else array.transpose(order)
         height, width = self.frames.shape[2:]
@@ -250,4 +252,4 @@ class FrameArray(_EvenFrames):
         picked = self.frames[indices]
         if not isinstance(picked, Tensor):
             picked = torch.from_numpy(np.ascontiguousarray(picked))
-        return picked.cpu().contiguous()
+        return picked.cpu().expand(-1, 3, -1, -1).contiguous()

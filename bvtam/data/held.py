@@ -81,7 +81,7 @@ def copied(source: bytes | bytearray | memoryview | BinaryIO) -> str:
 
 
 class FrameList(_EvenFrames):
-    """Frames in memory: PIL images, or uint8 RGB arrays (H, W, 3) or (3, H, W), one after another.
+    """Frames in memory: PIL images, or uint8 arrays, RGB (H, W, 3) or (3, H, W), or grey (H, W).
 
     Those of another size than the first one are scaled to that.
 
@@ -111,15 +111,14 @@ class FrameList(_EvenFrames):
             size = frame.size
         elif (
             isinstance(frame, (np.ndarray, Tensor))
-            and frame.ndim == 3
             and frame.dtype in (np.uint8, torch.uint8)
-            and 3 in (frame.shape[0], frame.shape[2])
+            and (frame.ndim == 2 or (frame.ndim == 3 and 3 in (frame.shape[0], frame.shape[2])))
         ):
-            size = frame.shape[1:] if frame.shape[0] == 3 else frame.shape[:2]
+            size = frame.shape[1:] if frame.ndim == 3 and frame.shape[0] == 3 else frame.shape[:2]
         else:
             raise BvtamError(
-                f'{where} is no PIL image and no uint8 array of shape (H, W, 3) or (3, H, W), but '
-                f'{type(frame).__name__}'
+                f'{where} is no PIL image and no uint8 array of shape (H, W, 3), (3, H, W) or '
+                f'(H, W), but {type(frame).__name__}'
             )
         if not 0 < math.prod(size) <= MAX_PIXELS:
             raise VideoError(f'{where} has {math.prod(size)} pixels, not 1 to {MAX_PIXELS}')
@@ -140,6 +139,8 @@ class FrameList(_EvenFrames):
         frame = torch.as_tensor(
             np.ascontiguousarray(frame) if isinstance(frame, np.ndarray) else frame
         )
+        if frame.ndim == 2:
+            return frame.cpu().expand(3, -1, -1)
         return frame.cpu() if frame.shape[0] == 3 else frame.cpu().permute(2, 0, 1)
 
     def _read(self, indices: list[int]) -> Tensor:

@@ -38,11 +38,11 @@ def to_crops(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
     mirror image of each.
 
     Args:
-        frames_TCHW: uint8 tensor (T, C, H, W).
+        frames_TCHW: uint8 tensor (T, C, H, W); RGB is made grey where the mean has one channel.
         clip: sizes, crops and number of channels.
 
     Returns:
-        uint8 tensor (crops, C, T, crop_size, crop_size).
+        uint8 tensor (crops, C, T, crop_size, crop_size), of the channels of the mean.
 
     Raises:
         BvtamError: frames of another kind, or with another number of channels than the mean has; so
@@ -58,6 +58,7 @@ def to_crops(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
         )
     mode = InterpolationMode(clip.interpolation)
     frames_TCHW = F.resize(frames_TCHW, [clip.resize], interpolation=mode, antialias=True)
+    frames_TCHW = _in_channels(frames_TCHW, clip, 1)
     height, width = frames_TCHW.shape[-2:]
     size = clip.crop_size
     crops = torch.stack(
@@ -79,12 +80,13 @@ def normalize(crops: Tensor, clip: ClipConfig, dtype: torch.dtype = torch.float3
     """Grey levels to [0, 1], minus the mean of each channel, divided by its standard deviation.
 
     Args:
-        crops: uint8 tensor (..., C, T, H, W), on any device.
+        crops: uint8 tensor (..., C, T, H, W), on any device; RGB is made grey where the mean has one
+            channel.
         clip: `mean` and `std` of the C channels.
         dtype: of the result; computed in float32 or better, and rounded once.
 
     Returns:
-        tensor of `dtype` and of the input's shape and device.
+        tensor of `dtype` and of the input's shape and device, with the channels of the mean.
 
     Raises:
         BvtamError: crops of another kind, or with another number of channels than the mean has.
@@ -93,7 +95,7 @@ def normalize(crops: Tensor, clip: ClipConfig, dtype: torch.dtype = torch.float3
         raise BvtamError(
             f'crops must be a uint8 tensor (..., C, T, H, W), not {crops.dtype} {tuple(crops.shape)}'
         )
-    _check_channels(crops.shape[-4], clip)
+    crops = _in_channels(crops, clip, -4)
     mean, std = torch.tensor([clip.mean, clip.std], dtype=torch.float64)[..., None, None, None]
     # Or every batch would wait for the GPU.
     exact = {'device': crops.device, 'non_blocking': True}
@@ -168,7 +170,7 @@ class TrainTransform:
         the same state gives the same view again.
 
         Args:
-            frames_TCHW: uint8 tensor (T, C, H, W), of any size.
+            frames_TCHW: uint8 tensor (T, C, H, W), of any size, as of `to_crops`.
             label: class of the clip.
             generator: on the CPU.
 
@@ -252,7 +254,8 @@ class View:
         if self.box is None:
             return to_crops(frames_TCHW, replace(clip, num_crops=1))[0].transpose(0, 1)
         size, mode = [clip.crop_size] * 2, InterpolationMode(clip.interpolation)
-        return F.resized_crop(frames_TCHW, *self.box, size, mode, antialias=True)
+        crops_TCHW = F.resized_crop(frames_TCHW, *self.box, size, mode, antialias=True)
+        return _in_channels(crops_TCHW, clip, 1)
 
     def finish(self, crops_TCHW: Tensor, label: int) -> tuple[Tensor, int]:
         """The view of cropped frames, and its label, as `TrainTransform` gives them."""
@@ -309,5 +312,38 @@ def _check_frames(frames_TCHW: Tensor, clip: ClipConfig) -> None:
 
 
 def _check_channels(channels: int, clip: ClipConfig) -> None:
-    if channels != len(clip.mean):
+    if (channels, len(clip.mean)) != (3, 1) and channels != len(clip.mean):
         raise BvtamError(f'clip.mean has {len(clip.mean)} channels, but the frames have {channels}')
+
+
+def _in_channels(pixels: Tensor, clip: ClipConfig, dim: int) -> Tensor:
+    """uint8 pixels with the channels of the mean at `dim`; grey levels are those of PIL's mode L."""
+    _check_channels(pixels.shape[dim], clip)
+    if pixels.shape[dim] == len(clip.mean):
+        return pixels
+    red, green, blue = pixels.int().split(1, dim)
+    return (red * 19595 + green * 38470 + blue * 7471 + (1 << 15) >> 16).to(torch.uint8)
+
+
+def check_channels(name: str, clip: ClipConfig, model: nn.Module | None = None) -> None:
+    """That frames of videos can be the input of a net.
+
+    Args:
+        name: of the net, for messages.
+        clip: how its clips are made.
+        model: the net.
+
+    Raises:
+        BvtamError: it takes neither three channels nor one, or its clips are made for another number.
+    """
+    channels = getattr(model, 'in_chans', len(clip.mean))
+    if channels not in (1, 3):
+        raise BvtamError(
+            f'{name} takes {channels} channels, and a video has 3, or 1 where it is made grey: give '
+            f'it tensors (B, {channels}, T, H, W) in Python, model(clip)'
+        )
+    if channels != len(clip.mean):
+        raise BvtamError(
+            f'{name} takes {channels} channel{"s" * (channels > 1)}, but clip.mean and clip.std are '
+            f'of {len(clip.mean)}: give one number for each channel'
+        )

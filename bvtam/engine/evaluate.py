@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ..data.datasets import ImageDataset, Record, SampleError, VideoDataset, collate
 from ..data.failures import Failures, check_policy, machine_told, starting_processes
 from ..data.memory import prefetch
-from ..data.transforms import normalize
+from ..data.transforms import check_channels, normalize
 from ..errors import BvtamError
 from ..inference.predict import check_counts, model_name
 from ..inference.view import evaluating
@@ -219,6 +219,7 @@ def _test_views(
     if not isinstance(data, Dataset):
         if isinstance(data, (str, os.PathLike)) or not all(isinstance(r, Record) for r in data):
             raise BvtamError('evaluate needs records, as load_records gives them, or a dataset')
+        check_channels(model_name(model), model.clip_config, model)
         data = (ImageDataset if _is_image(model) else VideoDataset)(data, model.clip_config)
     if isinstance(data, IterableDataset):
         raise BvtamError('evaluate needs a dataset with a length, not a stream')

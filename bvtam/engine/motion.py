@@ -16,6 +16,7 @@ from ..clip import ClipConfig
 from ..data.datasets import Record, VideoDataset
 from ..data.motion import MotionClips
 from ..data.motion_files import write_video
+from ..data.transforms import check_channels
 from .evaluate import check_model, evaluate
 
 # As users film: 4.8 seconds, so that a clip of 16 frames takes every third.
@@ -53,8 +54,9 @@ def evaluate_motion(
     Raises:
         BvtamError: as `evaluate` and `MotionClips`.
     """
-    check_model(model)
+    name, _ = check_model(model)
     clip = model.clip_config
+    check_channels(name, clip, model)
     common = {'family': 'all', 'seed': seed, 'split': 'test', 'held_out': held_out}
     with TemporaryDirectory() as scratch:
         if videos:

@@ -71,7 +71,8 @@ def build_net(recipe: Recipe, label_names: list[str] | None, num_classes: int) -
     elif recipe.init not in ('', 'auto', 'pretrained', 'imagenet'):
         first = initialise(net, recipe.init)
     net.first_flip = first.flip if first else None
-    clip = net.clip_config or ClipConfig(num_frames=1, flip=True)  # an image is a clip of one frame
+    # An image is a clip of one frame.
+    clip = net.clip_config or ClipConfig(num_frames=1, flip=True).with_channels(net.in_chans)
     net.clip_config = replace(clip, **recipe.clip)
     if recipe.run.channels_last:
         net.to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from ..clip import ClipConfig
 from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, load_records
 from ..data.directions import flip_label_map, names_tell_nothing
 from ..data.motion import MotionClips, TwoLengths
-from ..data.transforms import TrainTransform
+from ..data.transforms import TrainTransform, check_channels
 from ..errors import BvtamError
 from ..factory import architecture, create_model
 from .recipe import Recipe
@@ -86,6 +86,7 @@ def motion_sets(recipe: Recipe) -> tuple[nn.Module, Dataset, MotionClips]:
         )
     net = build_net(recipe, names, len(names))
     clip = net.clip_config
+    check_channels(recipe.model, clip, net)
     common = {
         'num_frames': clip.num_frames,
         'size': clip.crop_size,
@@ -155,6 +156,7 @@ def datasets(
     recipe: Recipe, net: nn.Module, train_records: Sequence[Record], val_records: Sequence[Record]
 ) -> tuple[VideoDataset, VideoDataset | None]:
     """The two datasets; `augment.flip: auto` swaps labels that name directions, or mirrors no such clip."""
+    check_channels(recipe.model, net.clip_config, net)
     flip, first = recipe.augment.flip, net.first_flip
     if flip == 'auto' and 'flip' in recipe.clip:
         flip, first = 'auto' if recipe.clip['flip'] else 'off', True

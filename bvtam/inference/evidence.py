@@ -103,7 +103,7 @@ def save_evidence(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     figure = Figure(figsize=(11, 4.6), layout='constrained')
     strip, below = figure.subfigures(2, 1, height_ratios=(1, 1.5))
     for axes, step in zip(strip.subplots(1, len(shown)), shown, strict=True):
-        axes.imshow(pictures[step * each].permute(1, 2, 0).numpy())
+        axes.imshow(pictures[step * each].permute(1, 2, 0).numpy(), cmap='gray', vmin=0, vmax=255)
         heat = overlays[step].clamp(0, largest)
         axes.imshow(heat.numpy(), cmap='inferno', alpha=0.75 * (heat / largest).numpy(), vmin=0, vmax=largest)  # fmt: skip
         axes.set_axis_off()

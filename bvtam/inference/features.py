@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.transforms import normalize
+from ..data.transforms import check_channels, normalize
 from ..errors import BvtamError, nearest
 from .predict import model_name
 from .view import evaluating
@@ -39,6 +39,7 @@ class Embedder:
         self.model, self.clip = model, getattr(model, 'clip_config', None)
         if self.clip is None or getattr(model, 'input_kind', 'clip') == 'image':
             raise BvtamError(f'{self.name} takes single images; extract needs a video net')
+        check_channels(self.name, self.clip, model)
         if not hasattr(model, 'forward_head'):
             raise BvtamError(f'{self.name} has no head; extract needs a net without features_only')
         self.by_step = by_step

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data.failures import VIDEO_ERRORS, Failures, check_policy
 from ..data.held import is_one, source_name
 from ..data.reader import closed_at_exit
-from ..data.transforms import normalize
+from ..data.transforms import check_channels, normalize
 from ..errors import BvtamError
 from .clips import clip_plan, read_clips
 from .view import evaluating
@@ -193,6 +193,7 @@ class Classifier:
             )
         views = {'num_clips': num_clips, 'num_crops': num_crops}
         self.clip = replace(clip, **{k: v for k, v in views.items() if v is not None})
+        check_channels(self.name, clip, model)
 
     def __call__(self, views_BCTHW: Tensor) -> Tensor:
         """uint8 (B, C, T, S, S) -> float32 (B, num_classes) on the CPU."""

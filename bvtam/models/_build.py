@@ -143,7 +143,7 @@ def build(
     model._model_args = {
         name: v for name, v in options.items() if name in own and name != 'backbone_pretrained'
     }
-    model.clip_config = clip
+    model.clip_config = clip and clip.with_channels(getattr(model, 'in_chans', len(clip.mean)))
     labels = config.get('label_names')
     same_classes = getattr(model, 'num_classes', None) == config.get('num_classes')
     # names are those of the classes that the weights were trained on: random ones have none
