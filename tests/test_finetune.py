@@ -243,6 +243,60 @@ def test_data_that_cannot_be_trained_on(videos, tmp_path):
     refused('clip.crop_size 300 is larger', f'data.path={videos}', 'clip.crop_size=300', out=out)
 
 
+def listed(videos, tmp_path, *labels, name='list.txt', **settings):
+    """A list of five videos for each label, and a recipe on it."""
+    paths = sorted(videos.glob('*/*.mp4'))
+    lines = [f'{path},{label}' for i, path in enumerate(paths) for label in [labels[i // 5]]]
+    (tmp_path / name).write_text('\n'.join(lines))
+    pairs = [f'{key}={value}' for key, value in settings.items()]
+    return recipe(*(pairs or [f'data.path={tmp_path / name}']), 'epochs=1', 'clip={num_frames: 4, resize: 32, crop_size: 32}')  # fmt: skip
+
+
+@pytest.mark.parametrize('labels', [(1, 2), (0, 7), (100234, 100777), ('007', '010')])
+def test_numbers_that_are_no_indices_are_names(videos, tmp_path, labels, caplog, capfd):
+    chosen, names = listed(videos, tmp_path, *labels), [str(int(label)) for label in labels]
+    results = train(chosen, tmp_path / 'run')
+    assert (
+        f'names of 2 classes ({", ".join(names)}); num_classes={int(labels[1]) + 1}' in caplog.text
+    )
+    assert results['last']['val_num_videos'] == 2
+    net = bvtam.create_model(tmp_path / 'run', pretrained=True)
+    assert net.label_names == names and net.num_classes == 2
+    command = ['eval', tmp_path / 'run', '--data', tmp_path / 'list.txt', '--workers', 0, '--json']
+    code, stdout, _ = run(capfd, command)
+    assert code == 0 and [c['label'] for c in json.loads(stdout)['per_class']] == names
+    (tmp_path / 'list.txt').write_text(f'{next(videos.glob("*/*.mp4"))},3')
+    code, _, stderr = run(capfd, command)
+    assert code == 1 and 'label 3 is out of range, from 0 to 1' in stderr
+
+
+def test_indices_stay_indices(videos, tmp_path, caplog):
+    train_records, _, names = load_data(listed(videos, tmp_path, 1, 0))
+    assert names is None and {r.label for r in train_records} == {0, 1} and not caplog.records
+    table = tmp_path / 'list.txt'
+    chosen = listed(videos, tmp_path, 1, 4, **{'data.train': table, 'num_classes': 6})
+    train_records, _, names = load_data(chosen)
+    assert names is None and {r.label for r in train_records} == {1, 4}
+    train(chosen, tmp_path / 'run')
+    assert '4 of 6 classes have no training video' in caplog.text and ': 0, 2, 3, 5' in caplog.text
+
+
+def test_labels_that_cannot_be_right_are_told_before_training(videos, tmp_path):
+    out, video = tmp_path / 'run', next(videos.glob('*/*.mp4'))
+    numbers, names, none = (tmp_path / f'{x}.csv' for x in ('numbers', 'names', 'none'))
+    numbers.write_text(f'{video},0\n')
+    names.write_text(f'{video},walk\n')
+    none.write_text(f'video,label\n{video},\n')
+    refused('are numbers and those of', f'data.train={numbers}', f'data.val={names}', out=out)
+    for settings in ((f'data.train={none}',), (f'data.path={none}',), (f'data.train={numbers}', f'data.val={none}')):  # fmt: skip
+        refused(f'{video} has no label: give it one', *settings, out=out)
+    many = tmp_path / 'many.txt'
+    many.write_text(''.join(f'{video},{2 * i}\n' for i in range(25001)))
+    refused('has 25,001 classes, and at most 25,000', f'data.train={many}', out=out)
+    with pytest.raises(BvtamError, match='num_classes must be from 0 to 25000, not 100778'):
+        recipe('num_classes=100778')
+
+
 # ---- images, and from them to videos ----
 
 

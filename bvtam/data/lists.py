@@ -166,6 +166,11 @@ def _label_reader(names: list[str] | None, texts: set[str]) -> Any:
     index = {name: i for i, name in enumerate(names or [])}
     for name, i in list(index.items()):
         index.setdefault(_plain(name), i)
+    if names and all(map(_is_number, (*names, *texts))):  # 7 may be written 007
+        index |= {_plain_number(name): i for name, i in index.items()}
+        index |= {
+            text: index[_plain_number(text)] for text in texts if _plain_number(text) in index
+        }
     if all(map(_is_number, texts)) and not texts <= set(index):
         index = {}  # numbers are indices, also where some of them are names of classes as well
 
@@ -356,6 +361,11 @@ def _something_json(path: Path) -> Iterator[_Row]:
 def _plain(label: str) -> str:
     """Something-Something's templates mark what was put in for their words by brackets."""
     return label.replace('[', '').replace(']', '')
+
+
+def _plain_number(text: str) -> str:
+    """Without leading zeros."""
+    return str(int(text)) if _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:

@@ -254,7 +254,9 @@ def _drawn(
     held, prefix = set(), os.path.join(base, '')
     for label, sources in classes.items():
         if len(sources) < 2:
-            name = repr(names[label]) if names and label >= 0 else label
+            if label < 0:
+                raise BvtamError(f'{sources.pop()} has no label: give it one, or leave it out')
+            name = repr(names[label]) if names else label
             raise BvtamError(
                 f'{data}: the class {name} has one video, too few for a train and a val split; add '
                 'another, or name the two sets by themselves'

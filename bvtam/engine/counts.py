@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..errors import BvtamError
 
+MOST_CLASSES = 25_000  # of which every pair is counted
+
 
 class Counts:
     """Right and wrong answers so far, as integers, so that no order or split of the videos changes them.
@@ -21,9 +23,16 @@ class Counts:
         matrix: int64 (K, K), videos by their class (row) and by the class of the highest score.
         top5: int64 (), videos whose class is among the 5 highest scores, or all K if there are fewer.
         loss: float64 (), sum of the losses.
+
+    Raises:
+        BvtamError: more than `MOST_CLASSES` classes.
     """
 
     def __init__(self, num_classes: int) -> None:
+        if num_classes > MOST_CLASSES:
+            raise BvtamError(
+                f'{num_classes:,} classes are more than the {MOST_CLASSES:,} whose confusions are counted'
+            )
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.top5 = torch.zeros((), dtype=torch.int64)
         self.loss = torch.zeros((), dtype=torch.float64)

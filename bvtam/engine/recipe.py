@@ -21,6 +21,7 @@ from ..clip import ClipConfig
 from ..data.motion import FAMILIES
 from ..errors import BvtamError, nearest, shown
 from ..files import read_text
+from .counts import MOST_CLASSES
 
 RECIPES = Path(__file__).parents[1] / 'recipes'
 
@@ -156,7 +157,7 @@ class Recipe:
 
     model: str = _setting('bvtam_r50_8x2', 'network: ARCH or ARCH.TAG')
     init: str = _setting('', "weights to start from: '' (none), pretrained (the model's own), auto (those if they are here), imagenet, a name, a run or a zoo folder")  # fmt: skip
-    num_classes: int = _setting(0, 'classes; 0: as the training set has')
+    num_classes: int = _setting(0, 'classes; 0: as the training set has', most=MOST_CLASSES)
     model_options: dict[str, Any] = field(
         default_factory=dict, metadata=_meta('options of the network, as `bvtam info` lists them')
     )

@@ -17,8 +17,9 @@ from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, loa
 from ..data.directions import flip_label_map, names_tell_nothing
 from ..data.motion import MotionClips, TwoLengths
 from ..data.transforms import TrainTransform, check_channels
-from ..errors import BvtamError
+from ..errors import BvtamError, one_line
 from ..factory import architecture, create_model
+from .counts import MOST_CLASSES
 from .recipe import Recipe
 from .setup import build_net, model_source
 from .train import Trainer
@@ -66,11 +67,25 @@ def _videos(recipe: Recipe) -> tuple[nn.Module, VideoDataset, VideoDataset | Non
         raise BvtamError(
             f'recipe: num_classes is {num_classes}, but the dataset has {len(names)} classes'
         )
+    if num_classes > MOST_CLASSES:
+        raise BvtamError(
+            f'the dataset has {num_classes:,} classes, and at most {MOST_CLASSES:,} can be evaluated: are '
+            'its labels in the right column?'
+        )
     for record in (*train_records, *val_records):
-        if not 0 <= record.label < num_classes:
+        if record.label >= num_classes:
             raise BvtamError(
-                f'{record.source}: label {record.label} is outside the {num_classes} classes'
+                f'{record.source}: label {record.label} is outside the {num_classes} classes, 0 to '
+                f'{num_classes - 1}; without num_classes, labels of any numbers are taken as names'
             )
+    unseen = sorted({*range(num_classes)} - {record.label for record in train_records})
+    if unseen:
+        log.warning(
+            '%d of %d classes have no training video, so the model will not learn them: %s',
+            len(unseen),
+            num_classes,
+            one_line(', '.join(names[i] if names else str(i) for i in unseen)),
+        )
     net = build_net(recipe, names, num_classes)
     return net, *datasets(recipe, net, train_records, val_records)
 
@@ -142,14 +157,42 @@ def load_data(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] | N
     images = architecture(recipe.model).startswith('blresnet')
     load = load_images if images else load_records
     options = {'root': data.root or None, 'seed': recipe.run.seed, 'urls': data.urls}
+    first, second, splits = data.train, data.val, ('', '')
     if data.path:
         options['val_share'] = data.val_share
-        train_records, names = load(data.path, 'train', **options)
-        val_records, _ = load(data.path, 'val', labels=names, **options)
-        return train_records, val_records, names
-    train_records, names = load(data.train, '', **options)
-    val_records = load(data.val, '', labels=names, **options)[0] if data.val else []
+        first, second, splits = data.path, data.path, ('train', 'val')
+    train_records, names = load(first, splits[0], **options)
+    val_records, val_names = [], names
+    if second:
+        val_records, val_names = load(second, splits[1], labels=names, **options)
+    if names is None and val_names:
+        raise BvtamError(
+            f'the labels of {first} are numbers and those of {second} names: write both alike'
+        )
+    for record in (*train_records, *val_records):
+        if record.label < 0:
+            raise BvtamError(f'{record.source} has no label: give it one, or leave it out')
+    if names is None and not recipe.num_classes:
+        train_records, val_records, names = _numbers_named(train_records, val_records)
     return train_records, val_records, names
+
+
+def _numbers_named(*sets: list[Record]) -> tuple[list[Record], list[Record], list[str] | None]:
+    """Two sets of records whose labels are numbers, and label names: where the numbers are no
+    indices from 0 without a gap, they are names."""
+    found = sorted({record.label for records in sets for record in records})
+    if found == list(range(len(found))):
+        return *sets, None
+    names = [str(number) for number in found]
+    log.warning(
+        'the labels of the videos are numbers, but not 0, 1, 2, and so on: taken as the names of %d '
+        'classes (%s); num_classes=%d would take them as indices',
+        len(names),
+        one_line(', '.join(names)),
+        found[-1] + 1,
+    )
+    index = {number: i for i, number in enumerate(found)}
+    return *([replace(r, label=index[r.label]) for r in records] for records in sets), names
 
 
 def datasets(
