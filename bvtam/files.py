@@ -203,7 +203,8 @@ def _new_folder(folder: Path) -> tuple[Path, int]:
     while True:
         new = folder.with_name(f'.{folder.name}.{secrets.token_hex(8)}.new')
         new.mkdir()
-        with suppress(FileNotFoundError):  # taken for a leftover before it was locked
+        # Before it was locked, another program may have taken it for a leftover.
+        with suppress(FileNotFoundError, BlockingIOError):
             lock = _lock(new)
             if new.is_dir():
                 return new, lock

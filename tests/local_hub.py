@@ -428,6 +428,8 @@ class _Handler(BaseHTTPRequestHandler):
         return as_json(url)
 
     def model(self, repo: Repo, kind: str = 'revision', revision: str = 'main') -> Reply:
+        if kind not in ('revision', 'tree'):
+            raise Refusal(404, 'Sorry, we can not find the page you are looking for.')
         sha = self.commit_of(repo, revision)
         if kind != 'tree':
             info = {'id': repo.id, 'sha': sha, 'private': repo.private, 'tags': []}

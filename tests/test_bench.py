@@ -32,12 +32,16 @@ def test_own_nets_and_a_peer(tmp_path):
     assert (tmp_path / 'bench.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_the_command(capfd):
+@pytest.mark.parametrize(
+    'precision',
+    ['fp32', pytest.param('bf16', marks=pytest.mark.slow)],  # minutes, where the CPU lacks it
+)
+def test_the_command(capfd, precision):
     code, out, err = run(
-        capfd, 'bench', 'bvtam_tiny*', '--peers', 'none', '--rounds', 1, '--precision', 'bf16'
+        capfd, 'bench', 'bvtam_tiny*', '--peers', 'none', '--rounds', 1, '--precision', precision
     )
     assert code == 0, err
-    assert '`bvtam_tiny_8x2`' in out and 'bf16' in out
+    assert '`bvtam_tiny_8x2`' in out and precision in out
 
 
 def test_what_cannot_be_timed():

@@ -199,7 +199,7 @@ def test_one_net_any_clip(name):
     ('name', 'options'),
     [
         ('bvtam_tiny_8x2', {}),
-        ('bvtam_tiny_8x2', {'temporal': 'tsm'}),
+        pytest.param('bvtam_tiny_8x2', {'temporal': 'tsm'}, marks=pytest.mark.slow),
         ('tam_resnet18_f8', {}),
         ('blresnet50', {}),
     ],
@@ -219,7 +219,11 @@ def test_export_with_every_axis_dynamic(name, options):
 
 @pytest.mark.parametrize(
     ('name', 'options'),
-    [('bvtam_tiny_8x2', {}), ('bvtam_tiny_8x2', {'temporal': 'tsm'}), ('tam_resnet18_f8', {})],
+    [
+        ('bvtam_tiny_8x2', {}),
+        pytest.param('bvtam_tiny_8x2', {'temporal': 'tsm'}, marks=pytest.mark.slow),
+        pytest.param('tam_resnet18_f8', {}, marks=pytest.mark.slow),
+    ],
 )
 def test_compile_without_graph_breaks(name, options):
     model = make(name, num_classes=5, drop_rate=0.0, **options)

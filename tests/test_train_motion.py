@@ -146,5 +146,10 @@ def test_by_way_of_video_files_the_clips_are_the_same(folder, tmp_path):
         assert (sample['clip'].float() - want.flip(2).float()).abs().mean() > 3 * error
         assert sample['label'] == plain[i]['label'] and sample['frames'] == list(range(1, 48, 3))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # it encodes 28 videos
+def test_evaluation_by_way_of_video_files(folder):
+    net = bvtam.create_model(f'local-dir:{folder}', pretrained=True)
     result = evaluate_motion(net, 28, videos=True)
     assert result['num_videos'] == 28 and result['top1'] == pytest.approx(100 / 28)

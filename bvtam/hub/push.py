@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils import build_hf_headers, get_session
 from torch import nn
 
 from ..errors import BvtamError
@@ -72,15 +74,16 @@ def push_folder(
         options = {'revision': revision, 'create_pr': create_pr}
         options['commit_message'] = f'Add {config["architecture"]}'
         files[store.WEIGHTS] = weights
-        try:
-            commit = _commit(api, repo_id, files, options)
-        except _REFUSALS:
-            raise
-        except Exception as error:  # of the Xet client, whose errors have no common base
-            with ExitStack() as stack:  # open files go by plain HTTP, which every Hub takes
-                opened = {n: stack.enter_context(path.open('rb')) for n, path in files.items()}
+        if not _has_xet(api, repo_id, revision):
+            commit = _commit_by_http(api, repo_id, files, options)
+        else:
+            try:
+                commit = _commit(api, repo_id, files, options)
+            except _REFUSALS:
+                raise
+            except Exception as error:  # of the Xet client, whose errors have no common base
                 log.warning('%s: upload by plain HTTP, since by Xet it failed (%s)', repo_id, error)
-                commit = _commit(api, repo_id, opened, options)
+                commit = _commit_by_http(api, repo_id, files, options)
     except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
         raise BvtamError(f'{repo_id}: {" ".join(str(error).split())}') from None
     except HFValidationError:
@@ -106,6 +109,23 @@ def _commit(
 ) -> CommitInfo:
     added = [CommitOperationAdd(name, file) for name, file in files.items()]
     return api.create_commit(repo_id, added, **options)
+
+
+def _commit_by_http(
+    api: HfApi, repo_id: str, files: Mapping[str, Path], options: dict[str, Any]
+) -> CommitInfo:
+    """Open files go by plain HTTP, which every Hub takes."""
+    with ExitStack() as stack:
+        opened = {name: stack.enter_context(path.open('rb')) for name, path in files.items()}
+        return _commit(api, repo_id, opened, options)
+
+
+def _has_xet(api: HfApi, repo_id: str, revision: str | None) -> bool:
+    """Whether a Hub takes files by Xet; the client would ask one that does not for minutes."""
+    branch = quote(revision or 'main', safe='')
+    address = f'{api.endpoint}/api/models/{repo_id}/xet-write-token/{branch}'
+    answer = get_session().get(address, headers=build_hf_headers(token=api.token))
+    return answer.status_code not in (200, 404) or 'X-Xet-Cas-Url' in answer.headers
 
 
 def push_to_hub(
