@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from fractions import Fraction
 
@@ -98,8 +99,11 @@ def test_the_size_of_raw_frames(tmp_path, pixels):
     with av.open(str(path), 'w', options={'strict': '-1'}) as container:
         stream = container.add_stream('rawvideo', rate=25)
         stream.width, stream.height, stream.pix_fmt = 35, 27, pixels
+        frame = av.VideoFrame(35, 27, pixels)
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
         for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame(35, 27, pixels)))
+            container.mux(stream.encode(frame))
     data = path.read_bytes()
     length = len(data) - data.rindex(b'FRAME')
     for left, cut in ((0, False), (1, True), (length - 3, True), (length, False)):
@@ -320,5 +324,150 @@ def test_transport_streams_put_together(tmp_path):
     assert video.num_frames == 60 and torch.equal(pictures[:30], pictures[30:])
     middle = len(data) // 376 * 188
     path.write_bytes(data[:middle] + data[middle + 5 * 188 :])
+    with pytest.raises(VideoError, match='followed by a gap'):
+        assert VideoFile(path).num_frames
+
+
+# ---- transport streams, which have no end of their own ----
+
+QUIET = {'libx265': {'x265-params': 'log-level=none:frame-threads=1:pools=none'}}
+
+
+def blocks(data):
+    """(place, PID, whether something starts, whether it carries anything) of each 188 bytes."""
+    for place in range(0, len(data), 188):
+        _, high, low, flags = data[place : place + 4]
+        yield place, (high & 31) << 8 | low, bool(high & 64), bool(flags & 16)
+
+
+def unpadded(data):
+    """The last packet's stuffing as zeros behind its picture, which codecs allow."""
+    *_, last = (place for place, pid, *_ in blocks(data) if pid == 256)
+    block = data[last : last + 188]
+    assert block[3] & 0x20 and block[5] == 0
+    payload = block[5 + block[4] :]
+    block = block[:3] + bytes([block[3] & ~0x20]) + payload + bytes(184 - len(payload))
+    return data[:last] + block + data[last + 188 :]
+
+
+@pytest.mark.parametrize('codec', ['libx264', 'mpeg2video', 'libx265'])
+def test_a_transport_stream_cut_between_its_packets(tmp_path, codec):
+    """Refused where its last picture is not whole, though the container is; and only there."""
+    ticks = range(0, 15 * 3600, 3600) if codec.startswith('libx') else range(15)
+    path = write(tmp_path / 'a.ts', codec, ticks, codec_options=QUIET.get(codec, {'bf': '2'}))
+    data = path.read_bytes()
+    shares = [row for row in blocks(data) if row[1] == 256 and row[3]]
+    starts = [place for place, _, begins, _ in shares if begins]
+    whole, within = starts[6::3], [row[0] for row in shares if not row[2] and row[0] > starts[6]]
+    for place in whole:
+        path.write_bytes(data[: place if data[place - 187] & 31 else place - 2 * 188])
+        assert VideoFile(path).num_frames == starts.index(place)
+    assert len(within) > 8
+    for place in within[:: len(within) // 8]:
+        path.write_bytes(data[:place])
+        with pytest.raises(VideoError, match='the last picture is cut short'):
+            assert VideoFile(path).num_frames
+    path.write_bytes(unpadded(data))
+    assert VideoFile(path).num_frames == 15
+
+
+def test_a_recording_starts_anywhere(tmp_path):
+    path = write(tmp_path / 'a.ts', 'mpeg2video', range(30))
+    data = path.read_bytes()
+    for place in (188 * 40, 188 * 41 + 7):
+        path.write_bytes(data[place:])
+        assert 10 < VideoFile(path).num_frames == decoded(path) < 30
+
+
+def test_other_packets_at_the_end_of_a_transport_stream(tmp_path):
+    """Of a program that writes each packet in one piece; broadcasts mix them, and end anywhere."""
+    path = tmp_path / 'a.ts'
+    with av.open(str(path), 'w') as container:
+        video = container.add_stream('mpeg2video', rate=25)
+        video.width = video.height = 64
+        video.pix_fmt = 'yuv420p'
+        sound = container.add_stream('mp2', rate=48000, layout='stereo')
+        noise = np.random.default_rng(0).integers(-9999, 9999, (1, 2 * 1152), np.int16)
+        for i, picture in enumerate(frames(60)):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
+            for j in range(i * 1920 // 1152, (i + 1) * 1920 // 1152):
+                wave = av.AudioFrame.from_ndarray(noise, 's16', 'stereo')
+                wave.sample_rate, wave.pts = 48000, j * 1152
+                container.mux(sound.encode(wave))
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+    data = path.read_bytes()
+    assert VideoFile(path).num_frames == 60
+    rows = list(blocks(data))
+    ends = {'': [], 'sound': [], 'tables': []}  # places at which a cut leaves that at the end
+    for (_, before, *_), (place, pid, begins, _) in itertools.pairwise(rows[len(rows) * 3 // 4 :]):
+        if before in (256, 257) and begins:
+            ends[''].append(place)
+        elif pid == before == 257:
+            ends['sound'].append(place)
+        elif before not in (256, 257) and pid in (256, 257):
+            ends['tables'].append(place)
+    for kind, message in (('sound', 'in the middle of a packet'), ('tables', 'nothing follows')):
+        for place in ends[kind][:20:6]:
+            path.write_bytes(data[:place])
+            with pytest.raises(VideoError, match=message):
+                assert VideoFile(path).num_frames
+            # As broadcasts have it: another packet amid a picture.
+            place = next(row[0] for row in rows if row[1] == 256 and not row[2])
+            other = b'\x47\0\x11\x10' + bytes(184)
+            path.write_bytes(data[:place] + other + data[place : ends[kind][0]])
+            assert VideoFile(path).num_frames
+    for place in ends[''][::9]:
+        path.write_bytes(data[:place])
+        assert VideoFile(path).num_frames
+
+
+def parts(folder, codec, **options):
+    """The bytes of four parts of 25 frames, as a program cuts a stream into files."""
+    ticks = range(0, 100 * 3600, 3600) if codec.startswith('libx') else range(100)
+    options = {'segment_time': '1', 'segment_format': 'mpegts', **options}
+    coded = {'g': '25', 'keyint_min': '25', **QUIET.get(codec, {'sc_threshold': '0'})}
+    write(folder / 'part%d.ts', codec, ticks, 'segment', options, codec_options=coded)
+    return [path.read_bytes() for path in sorted(folder.glob('part*.ts'))]
+
+
+@pytest.mark.parametrize('codec', ['libx264', 'libx265'])
+@pytest.mark.parametrize('reset', ['0', '1'])
+def test_parts_of_a_stream_put_together(tmp_path, codec, reset):
+    """The clock goes on or starts anew; what a player gives is what is read."""
+    found, path = parts(tmp_path, codec, reset_timestamps=reset), tmp_path / 'whole.ts'
+    assert len(found) > 2
+    path.write_bytes(b''.join(found))
+    video = VideoFile(path)
+    assert video.num_frames == decoded(path) == 100
+    if reset == '0':
+        assert torch.allclose(video.times, torch.arange(100, dtype=torch.float64) / 25, atol=1e-3)
+    seconds, played = zip(*video.play(), strict=True)
+    assert len(seconds) == 100 and torch.equal(video.read([0, 60, 99])[1], played[60])
+    first, second, *others = found
+    path.write_bytes(unpadded(first) + second)
+    assert VideoFile(path).num_frames == 50 or codec == 'libx265'
+    within = [place for place, pid, begins, _ in blocks(first) if pid == 256 and not begins]
+    for place in (within[-1], within[len(within) // 2]):
+        path.write_bytes(b''.join([first[:place], second, *others]))
+        for use in (lambda: VideoFile(path).num_frames, lambda: list(VideoFile(path).play())):
+            with pytest.raises(VideoError):
+                use()
+
+
+def test_a_part_that_is_missing_between_others(tmp_path):
+    """Files of one writer begin alike, so a later one is known for such; a gap does not end so."""
+    found, path = parts(tmp_path, 'libx264'), tmp_path / 'whole.ts'
+    path.write_bytes(found[0] + found[2])
+    video = VideoFile(path)
+    assert video.num_frames == 50 and video.times[25] - video.times[24] > 1
+    whole = write(
+        tmp_path / 'a.ts', 'libx264', range(0, 75 * 3600, 3600), codec_options={'g': '25'}
+    )
+    data = whole.read_bytes()
+    starts = [place for place, pid, begins, _ in blocks(data) if pid == 256 and begins]
+    tables = [place for place, pid, *_ in blocks(data) if not pid]
+    key = max(place for place in tables if place < starts[50]) - 188
+    path.write_bytes(data[: starts[30]] + data[key:])
     with pytest.raises(VideoError, match='followed by a gap'):
         assert VideoFile(path).num_frames

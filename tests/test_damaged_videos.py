@@ -800,6 +800,8 @@ def test_how_much_goes_unseen(corpus, plain, unwritten, runs):
             for known in ([sound] if sound else whole.values())
         )
         seen = 'refused' if outcome.reason else 'accepted'
+        if case.kind.startswith(('cut', 'gap')) and 'it ends in the middle of' in outcome.reason:
+            seen = 'too short'  # whether pictures are missing or what is behind them
         table[case.kind][f'{seen}, {"exact" if same else "different"}'] += 1
         if case.kind in BYTES and not outcome.reason and not same:
             changed = any(not (sound.frames == f).flatten(1).all(1).any() for f in decoded.frames)
@@ -813,9 +815,7 @@ def test_how_much_goes_unseen(corpus, plain, unwritten, runs):
         print(f'{kind:20}', dict(counts))
     print(f'{len(unwritten)} with parts of pictures that no decoder has written')
     total = sum((table[kind] for kind in BYTES), Counter())
-    # What is cut is refused for that, though the pictures may all be there.
-    changed = sum((table[kind] for kind in BYTES if not kind.startswith('cut')), Counter())
-    assert changed['accepted, exact'] > 5 * changed['refused, exact']
+    assert total['accepted, exact'] > 10 * total['refused, exact']
     assert total['accepted, different'] < total['refused, different']
 
 

@@ -11,6 +11,8 @@ import re
 import struct
 from typing import BinaryIO
 
+from . import transport
+
 _STEPS = 2_000_000  # parts of a file that are looked at, at most
 _CUT = 'it ends in the middle of {}'
 
@@ -198,20 +200,6 @@ def _program_stream(file: BinaryIO, size: int) -> str:
     return ''
 
 
-def _transport_stream(file: BinaryIO, size: int) -> str:
-    """Packets of 188 bytes; with the time before them 192, with a checksum after them 204."""
-    start = max(0, size - 204 * 32)
-    tail = _at(file, start, size - start)
-    for step in (188, 192, 204):
-        for last in range(len(tail) - 1, max(len(tail) - 1 - step, 4 * step - 1), -1):
-            if set(tail[last - 4 * step : last + 1 : step]) == {0x47}:
-                whole = step if step == 204 else 188
-                left = len(tail) - last
-                cut = left < whole or (step == 192 and 188 < left <= 192)
-                return _CUT.format('a packet') if cut else ''
-    return ''
-
-
 def _gif(file: BinaryIO, size: int) -> str:
     """Blocks of up to 255 bytes."""
 
@@ -272,8 +260,8 @@ _CHECKS = {
     'mxf': _mxf,
     'ogg': _ogg,
     'mpeg': _program_stream,
-    'mpegts': _transport_stream,
-    'mpegvideo': _transport_stream,  # for which FFmpeg takes a few packets
+    'mpegts': transport.cut_short,
+    'mpegvideo': transport.cut_short,  # for which FFmpeg takes a few packets
     'gif': _gif,
     'yuv4mpegpipe': _y4m,
 }

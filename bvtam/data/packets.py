@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .fields import FieldFinder
 from .pyav import num_indexed
+from .seams import Damage, Seams, Tail, check
 
 # Codecs of which every packet that shows a picture shows one, and says so in its flags.
 _ONE_TO_ONE = {'av1', 'dnxhd', 'ffv1', 'h264', 'hevc', 'huffyuv', 'mjpeg', 'mpeg1video'}
@@ -24,10 +25,6 @@ _RAW = {'cavsvideo', 'evc', 'h264', 'hevc', 'm4v', 'mjpeg', 'mpegvideo', 'obu', 
 _INTERLACED = range(2, 6)  # of FFmpeg's AVFieldOrder
 _NO_PICTURE = 8  # bytes: an MPEG-4 packet no longer than this may say 'as before'
 _NEAR = 32  # packets; so many are passed over sooner than a seek finds its place
-
-
-class Damage(Exception):
-    """Why a frame of the video cannot be had as it was."""
 
 
 class Mismatch(Exception):
@@ -72,36 +69,26 @@ class _Packet(NamedTuple):
 
 
 def scan(
-    container: av.container.InputContainer, stream: av.VideoStream, seams: set[int]
-) -> FrameTable | None:
+    container: av.container.InputContainer, stream: av.VideoStream, path: str = ''
+) -> tuple[FrameTable | None, list[Tail]]:
     """The table of a newly opened stream, or None where only decoding tells its frames.
 
-    `seams` gets the numbers of the last packets of transport streams that were put together.
+    Also what only a look at pictures can tell to be cut. `path` is that of the file, if it is one.
 
     Raises:
         Damage: a packet is cut short, or some are missing at the end.
         av.FFmpegError: the container is damaged.
     """
-    packets, end, fields, marked = [], 0.0, False, set()
+    packets, end, fields = [], 0.0, False
     codec = stream.codec_context.codec.canonical_name
     vp8, finder = codec == 'vp8', FieldFinder(stream.codec_context.extradata)
-    finds_fields = codec == 'h264' and finder.possible
+    finds_fields, seams = codec == 'h264' and finder.possible, Seams(container, stream, path)
     for packet in container.demux():
         if not packet.size:
             continue
         pts, duration = packet.pts, packet.duration or 0
         if packet.stream is stream:
-            number = len(packets)
-            if marked:
-                # A loss takes neither the clock back nor ends at a keyframe; a seam does both.
-                before = packets[-1].dts
-                if packet.is_keyframe and None not in (before, packet.dts) and packet.dts < before:
-                    seams |= marked
-                    marked = set()
-                elif number - min(marked) > 1:  # FFmpeg marks the last packet or the one before
-                    raise Damage(_marked(container, min(marked)))
-            if packet.is_corrupt:
-                marked.add(number)
+            seams.see(packet)
             shown = not packet.is_discard
             if vp8 and not memoryview(packet)[0] & 0x10:  # only there for others to build on
                 shown = False
@@ -111,19 +98,10 @@ def scan(
             )
         if pts is not None:
             end = max(end, (pts + duration) * float(packet.time_base))
-    if marked:
-        raise Damage(_marked(container, min(marked)))
+    seams.see(None)
     _check_complete(container, stream, len(packets), end)
-    return None if fields else _table(container.format.name, stream, packets)
-
-
-def _marked(container: av.container.InputContainer, number: int) -> str:
-    if container.format.name == 'mpegts':
-        return (
-            f'packet {number} is cut short, or followed by a gap or another file that was added '
-            '(`ffmpeg -i FILE -c copy NEW.ts` makes one of added files)'
-        )
-    return f'packet {number} is cut short'
+    table = None if fields else _table(container.format.name, stream, packets)
+    return table, seams.doubtful
 
 
 def _check_complete(
@@ -229,6 +207,9 @@ class Decoder:
 
     With a table that has `pts` it goes on at a later keyframe where that is nearer to the frame,
     and checks that the frames are those of the table.
+
+    Args:
+        seams: of a stream that was not scanned before; marked packets are what they say else.
     """
 
     def __init__(
@@ -236,13 +217,13 @@ class Decoder:
         container: av.container.InputContainer,
         stream: av.VideoStream,
         table: FrameTable | None = None,
-        seams: Set[int] = frozenset(),
+        seams: Seams | None = None,
     ) -> None:
         # One thread: with several, FFmpeg marks the broken frames of H.264 sometimes, or never, and
         # the same file would be sound each second time. Videos are better decoded side by side.
         stream.codec_context.thread_count = 1
         self.container, self.stream, self.table = container, stream, table
-        self.seams = seams  # of packets that are marked for what follows them
+        self.seams = seams
         self.packets: Iterator[av.Packet] | None = container.demux(stream)
         self.ready: deque[av.VideoFrame] = deque()
         self.fed = 0  # packets up to where the decoder is in the file
@@ -292,6 +273,10 @@ class Decoder:
                 self.packets = None
             elif not packet.size:
                 continue
+            if self.seams:
+                self.seams.see(packet)
+                check(self.seams.doubtful)
+                self.seams.doubtful.clear()
             self._feed(packet)
         if not self.ready:
             return None
@@ -301,9 +286,7 @@ class Decoder:
         return frame
 
     def _feed(self, packet: av.Packet | None) -> None:
-        if packet is not None and packet.is_corrupt:
-            if self.fed not in self.seams:
-                raise Damage(_marked(self.container, self.fed))
+        if packet is not None and packet.is_corrupt:  # at a seam; or `scan` had raised
             marked, packet = packet, av.Packet(bytes(packet))
             packet.pts, packet.dts, packet.time_base = marked.pts, marked.dts, marked.time_base
         try:

@@ -32,10 +32,11 @@ from .failures import machine_error
 from .frames import FrameArray, FrameFolder
 from .held import FrameList, copied, is_file, source_name
 from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
-from .packets import Damage, Decoder, FrameTable, Mismatch, counted_table, frame_rate, scan
+from .packets import Decoder, FrameTable, Mismatch, counted_table, frame_rate, scan
 from .pyav import open_container
 from .reader import Reader, Result, VideoError, closed_at_exit
 from .records import Record
+from .seams import Damage, Seams, Tail, check
 from .spool import Pipe, remove, spool
 
 __all__ = ['FrameArray', 'FrameFolder', 'Reader', 'VideoError', 'VideoFile', 'open_video']
@@ -125,7 +126,6 @@ class VideoFile(Reader):
             raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
         self._table: FrameTable | None = None
         self._size: tuple[int, int] | None = None  # of the first frame, where others differ
-        self._seams: set[int] = set()  # numbers of packets, where files were put together
         self._copy: str | None = None  # of a pipe
         self._spooling = threading.Lock()
         self._protocols = whitelist(protocols)
@@ -175,7 +175,8 @@ class VideoFile(Reader):
         reformatter, first, matrix, size = VideoReformatter(), 0.0, (1, 0, 0, 1), None
         with self._opened(live=True) as (container, stream):
             rate = frame_rate(stream)
-            decoder = Decoder(container, stream)
+            path = '' if self._is_url else self.name if self._is_file else self._copy or ''
+            decoder = Decoder(container, stream, seams=Seams(container, stream, path))
             for number, frame in enumerate(decoder):
                 if frame.width * frame.height > MAX_PIXELS:
                     raise Damage(f'frame {number} has {frame.width}x{frame.height} pixels')
@@ -195,20 +196,28 @@ class VideoFile(Reader):
             held = nullcontext() if self._is_url else DECODING.hold(OPENING)
             with held, self._opened() as (container, stream):
                 self.frame_pixels = stream.codec_context.width * stream.codec_context.height
-                table = scan(container, stream, self._seams)
-                if not self._is_url:
-                    reason = cut_short(self._local_path(), container.format.name)
-                    if reason:
-                        raise Damage(reason)
+                path = '' if self._is_url else self._local_path()
+                table, doubtful = scan(container, stream, path)
+                if path and (reason := cut_short(path, container.format.name)):
+                    raise Damage(reason)
+            if doubtful:
+                with DECODING.hold(frame_bytes(self.frame_pixels)):
+                    self._check_tails(doubtful)
             give_back(frame_bytes(self.frame_pixels))
             self._table = table = table or self._count()
         return table
+
+    def _check_tails(self, tails: list[Tail]) -> None:
+        try:
+            check(tails)
+        except Damage as error:
+            raise self._damaged(error) from None
 
     def _count(self) -> FrameTable:
         """The table of the frames that decoding the whole video gives."""
         held = DECODING.hold(frame_bytes(self.frame_pixels))
         with held, self._opened() as (container, stream):
-            decoder = Decoder(container, stream, seams=self._seams)
+            decoder = Decoder(container, stream)
             seconds = [decoder.seconds(frame) for frame in decoder]
             if not seconds:
                 raise Damage('no frame can be decoded')
@@ -261,10 +270,7 @@ class VideoFile(Reader):
     ) -> None:
         with self._opened() as (container, stream):
             size = self._size or (stream.codec_context.width, stream.codec_context.height)
-            decoder, reformatter = (
-                Decoder(container, stream, table, self._seams),
-                VideoReformatter(),
-            )
+            decoder, reformatter = Decoder(container, stream, table), VideoReformatter()
             matrix = None
             for index in indices:
                 frame = decoder.frame(index)
@@ -286,7 +292,7 @@ class VideoFile(Reader):
 
     def _first_size(self) -> tuple[int, int]:
         with self._opened() as (container, stream):
-            frame = Decoder(container, stream, seams=self._seams).frame(0)
+            frame = Decoder(container, stream).frame(0)
             return frame.width, frame.height
 
     @contextmanager
@@ -352,13 +358,14 @@ class VideoFile(Reader):
             except (Damage, av.FFmpegError) as error:
                 self._check_machine(error)
                 reason = getattr(error, 'strerror', None) or error
-                raise VideoError(
-                    f'{self.name} is damaged: {reason}; fetch or encode the video again'
-                ) from error
+                raise self._damaged(reason) from error
 
     def _check_machine(self, error: Exception) -> None:
         if lack := machine_error(error, self.name):
             raise lack from error
+
+    def _damaged(self, reason: object) -> VideoError:
+        return VideoError(f'{self.name} is damaged: {reason}; fetch or encode the video again')
 
     def _is_camera(self) -> bool:
         return self.name.startswith('/dev/video')
