@@ -18,6 +18,7 @@ from bvtam.data.motion import MotionClips
 from bvtam.data.transforms import TrainTransform, normalize, to_crops
 from bvtam.data.video import open_video
 from bvtam.engine.motion import evaluate_motion
+from bvtam.engine.setup import initialise
 from bvtam.errors import BvtamError
 from bvtam.inference import demo
 from bvtam.inference.extract import extract
@@ -116,6 +117,16 @@ def test_a_grey_net_is_trained_on_videos_and_on_images(grey, tmp_path, capfd):
             )
     code, _, err = run(capfd, 'train', 'quick', *small, 'model=blresnet50', 'clip.crop_size=32', 'clip.resize=32', '--data', str(tmp_path / 'images'), '--out', str(tmp_path / 'b'))  # fmt: skip
     assert code == 0, err
+
+
+def test_a_grey_net_starts_from_weights_of_colour(tmp_path, caplog):
+    first = net_of(3, 4)
+    folder = bvtam.save_pretrained(first, tmp_path / 'first')
+    net = net_of(1)
+    initialise(net, folder)
+    grey, colour = net.stem.conv1.weight, first.stem.conv1.weight
+    assert torch.allclose(grey, colour.sum(1, keepdim=True))
+    assert 'adapted from 3 to 1 channels' in caplog.text
 
 
 def test_motion_clips_are_made_grey(grey):

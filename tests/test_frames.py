@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bvtam.data.video import FrameArray, FrameFolder, VideoError
+from bvtam.data.video import FrameArray, FrameFolder, VideoError, open_video
 from bvtam.errors import BvtamError
 
 pytestmark = pytest.mark.interfaces
@@ -116,7 +116,7 @@ def test_what_is_no_folder_of_frames_says_so_in_one_line(tmp_path):
     cases = {
         (tmp_path, None): 'holds no numbered images; name a folder',
         (folder, '{:03d}.png'): r'holds no images named \{:03d\}\.png',
-        (folder, None): r'2 kinds \(a_1\.png, b_1\.png\); a template',
+        (folder, None): r"2 kinds \(a_1\.png, b_1\.png\); say .* --frames 'a_\{:05d\}\.png'",
     }
     for (path, template), message in cases.items():
         with pytest.raises(VideoError, match=message) as caught:
@@ -160,6 +160,51 @@ def test_arrays(tmp_path):
             FrameArray(bad)
     with pytest.raises(BvtamError, match='holds no frame'):
         FrameArray(np.zeros((0, 4, 4, 3), np.uint8))
+
+
+def test_wildcards_say_which_are_the_frames(tmp_path):
+    names = [f'img_{i:04d}' for i in (1, 2, 10)]
+    fill(tmp_path, [f'{name}{end}' for name in names for end in ('.jpg', '.png')])
+    fill(tmp_path, [f'flow_x_{i:04d}.jpg' for i in (1, 2)])
+    (tmp_path / '._img_0003.jpg').write_bytes(b'x')
+    for template in ('img_*.jpg', '*.jpg', 'img_{:04d}.jpg', 'img_{:05}.jpg', 'i*_0*.jpg'):
+        assert FrameFolder(tmp_path, template).files == [f'{name}.jpg' for name in names]
+    assert FrameFolder(tmp_path, '*.jpg', first=1, last=2).num_frames == 2
+    assert FrameFolder(tmp_path, 'flow_x_*.jpg').num_frames == 2
+    for template in (None, 'img_*'):
+        with pytest.raises(
+            VideoError, match=r"--frames 'img_\{:05d\}\.jpg' \(data\.frames in a rec"
+        ):
+            FrameFolder(tmp_path, template).read([0])
+
+
+def test_a_number_that_is_there_twice_is_told(tmp_path):
+    folder = fill(tmp_path / 'frames', ['1.png', '01.png', '2.png'])
+    with pytest.raises(VideoError, match=r'01\.png and 1\.png have the same number'):
+        FrameFolder(folder).read([0])
+
+
+def test_open_video_takes_names_and_rate(tmp_path):
+    folder = fill(tmp_path / 'frames', ['a_1.png', 'a_2.png', 'b_1.png'])
+    assert open_video(folder, frames='a_*.png', fps=10).times.tolist() == [0, 0.1]
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    assert open_video(frames, fps=2).duration == open_video(list(frames), fps=2).duration == 1.5
+    assert open_video(frames).fps == 25
+    file = tmp_path / 'a.mp4'
+    file.write_bytes(b'x')
+    for source, options, message in (
+        (file, {'fps': 10}, r'fps \(--frame-rate\): only for folders of images'),
+        (file, {'frames': '*.png'}, 'frames: only for folders of images'),
+        (frames, {'frames': '*.png'}, 'frames: only for folders of images'),
+        (open_video(frames), {'fps': 10}, 'only for folders of images'),
+        (file.read_bytes(), {'fps': 10}, 'only for folders of images'),
+        (folder, {'fps': float('nan')}, 'fps must be above 0'),
+        (folder, {'frames': 'img.jpg'}, 'is no template'),
+    ):
+        with pytest.raises(BvtamError, match=message):
+            open_video(source, **options)
+    with pytest.raises(FileNotFoundError):
+        open_video(tmp_path / 'nowhere', fps=10)
 
 
 def test_flow_masks_and_hidden_files_are_left_out_and_named(tmp_path, caplog):

@@ -52,6 +52,17 @@ AllowUrls = Annotated[
 Protocols = Annotated[
     str, typer.Option(help='Of URLs that may be opened, also by redirects and playlists.')
 ]
+Frames = Annotated[
+    str,
+    typer.Option(
+        metavar='NAMES',
+        help='Of folders of images, the names of the frames, as in `img_{:05d}.jpg` or `img_*.jpg` '
+        '(default: all that are numbered).',
+    ),
+]
+_RATE = 'Frames a second of folders of images (default: 25); a video file has times of its own.'
+FrameRate = Annotated[float | None, typer.Option('--frame-rate', '--fps', help=_RATE)]
+FolderRate = Annotated[float | None, typer.Option('--frame-rate', help=_RATE)]  # --fps is another
 
 
 def check_given(

@@ -13,6 +13,8 @@ import typer
 
 from .shared import (
     AllowUrls,
+    FrameRate,
+    Frames,
     Json,
     MaxFailed,
     OnError,
@@ -46,6 +48,8 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help='Folder of the run (default: runs/ and the model).')
     ] = None,
+    frames: Frames = '',
+    frame_rate: FrameRate = None,
     resume: Annotated[
         Literal['auto', 'never'],
         typer.Option(help='What to do with a run in that folder: go on with it, or refuse to.'),
@@ -73,6 +77,12 @@ def train(
     chosen = Recipe.load(recipe or 'finetune', pairs)
     if data:
         chosen = chosen.with_data(data)
+    given = {'frames': frames, 'fps': frame_rate}
+    given = {key: value for key, value in given.items() if value not in ('', None)}
+    if given:
+        chosen = Recipe.from_dict(
+            {**chosen.to_dict(), 'data': {**chosen.to_dict()['data'], **given}}
+        )
     logging.getLogger('bvtam').setLevel(logging.INFO)
     with bar('clips') as show:
         result = run(chosen, out, resume, show, _reporter(show))
@@ -127,6 +137,8 @@ def eval_(
     ] = 1.0,
     root: Root = '',
     allow_urls: AllowUrls = False,
+    frames: Frames = '',
+    frame_rate: FrameRate = None,
     clips: Annotated[
         int | None, typer.Option(help="Clips of a video (default: the model's).")
     ] = None,
@@ -188,6 +200,8 @@ def eval_(
             val_share=val_share,
             seed=run_seed(model),
             urls=allow_urls,
+            frames=frames,
+            fps=frame_rate,
         )
         result = evaluate(
             net,

@@ -15,6 +15,9 @@ import typer
 from ..errors import one_line
 from .shared import (
     AllowUrls,
+    FolderRate,
+    FrameRate,
+    Frames,
     Json,
     MaxFailed,
     OnError,
@@ -84,7 +87,9 @@ def predict(
     ] = False,
     fps: Annotated[
         float | None,
-        typer.Option(help='Frames a second that --stream looks at (default: all).'),
+        typer.Option(
+            help='Frames a second that --stream looks at (default: all); else as --frame-rate.'
+        ),
     ] = None,
     last: Annotated[
         int | None,
@@ -102,6 +107,8 @@ def predict(
     errors: Annotated[
         Path | None, typer.Option(help='CSV file to list the videos in that were skipped.')
     ] = None,
+    frames: Frames = '',
+    frame_rate: FolderRate = None,
     time_limit: TimeLimit = 60.0,
     protocols: Protocols = 'http,https,rtsp',
     as_json: Json = False,
@@ -110,6 +117,7 @@ def predict(
     from ..data.addresses import is_url
     from ..data.datasets import find_videos
     from ..data.failures import Failures
+    from ..data.frames import check_frames
     from ..data.reader import VideoError
     from ..data.video import open_video
     from ..inference.evidence import evidence as find_evidence
@@ -124,7 +132,8 @@ def predict(
             f'--runtime {runtime} needs --model FILE{suffix}, which `bvtam export NAME FILE{suffix}` writes'
         )
     both = {'videos', 'model', 'topk', 'precision', 'time_limit', 'protocols', 'as_json'}
-    check_given(context, stream, {'stream', 'fps', 'last'}, both, '--stream')
+    both |= {'fps', 'frames', 'frame_rate'}
+    check_given(context, stream, {'stream', 'last'}, both, '--stream')
     if stream:
         if len(videos) > 1:
             raise typer.BadParameter('--stream is of one video')
@@ -132,7 +141,7 @@ def predict(
 
         answers = predict_stream(
             load_net(model, precision, inside=True),
-            open_video(videos[0], time_limit, _names(protocols)),
+            open_video(videos[0], time_limit, _names(protocols), frames=frames, fps=frame_rate),
             topk,
             fps=fps,
             last=last,
@@ -140,6 +149,9 @@ def predict(
         )
         _show_answers(answers, as_json)
         return
+    if fps is not None and frame_rate is not None:
+        raise typer.BadParameter('--fps is as --frame-rate without --stream: give one of them')
+    frame_rate = fps if frame_rate is None else frame_rate
     if every is None and (length is not None or timeline is not None):
         raise typer.BadParameter('--length and --timeline are of windows: give --every SECONDS')
     if every is not None and evidence is not None:
@@ -149,11 +161,15 @@ def predict(
     _check_output('--evidence', evidence, ('.png',), several)
     _check_output('--timeline', timeline, ('.png',), several)
     _check_output('--save', save, SUFFIXES, several)
-    # A stream can be read once: its reader keeps it for the annotated copy.
-    readers = [
-        open_video(name, time_limit, _names(protocols)) if name == '-' or is_url(name) else name
-        for name in names
-    ]
+    check_frames(frames, frame_rate, names)
+    readers: list[Any] = list(names)
+    for place, name in enumerate(names):
+        if name == '-' or is_url(
+            name
+        ):  # can be read once: its reader keeps it for the annotated copy
+            readers[place] = open_video(name, time_limit, _names(protocols))
+        elif os.path.isdir(name):
+            readers[place] = open_video(name, frames=frames, fps=frame_rate)
     sources = {video_name(reader): reader for reader in readers}
     stems = _stems(list(sources))
     failures = Failures(len(names), max_failed, errors)
@@ -331,6 +347,8 @@ def extract(
     max_failed: MaxFailed = 0.1,
     time_limit: TimeLimit = 60.0,
     protocols: Protocols = 'http,https,rtsp',
+    frames: Frames = '',
+    frame_rate: FrameRate = None,
     shard: Annotated[
         str,
         typer.Option(
@@ -371,6 +389,8 @@ def extract(
             max_failed=max_failed,
             time_limit=time_limit,
             protocols=_names(protocols),
+            frames=frames,
+            fps=frame_rate,
             shard=share,
             progress=show,
         )
@@ -397,8 +417,10 @@ def prepare(
         typer.Option(help='CRF of videos (default: 18), or quality of JPEG (default: 95).'),
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(help='Frames a second (default: as they are).')
+        float | None, typer.Option(help='Frames a second that are written (default: as they are).')
     ] = None,
+    frames: Frames = '',
+    frame_rate: FolderRate = None,
     workers: Annotated[int | None, typer.Option(help='Processes (default: one per core).')] = None,
     split: Annotated[
         Literal['train', 'val', 'test'] | None, typer.Option(help='One part only (default: all).')
@@ -450,6 +472,8 @@ def prepare(
             root=root or None,
             labels=labels or None,
             urls=allow_urls,
+            frames=frames,
+            frame_rate=frame_rate,
             on_error=on_error,
             max_failed=max_failed,
             time_limit=time_limit,

@@ -11,6 +11,8 @@ import typer
 
 from ..errors import BvtamError
 from .shared import (
+    FrameRate,
+    Frames,
     Json,
     Precision,
     app,
@@ -132,6 +134,8 @@ def export(
         ),
     ] = '',
     count: Annotated[int, typer.Option(min=1, help='Clips to calibrate on.')] = 100,
+    frames: Frames = '',
+    frame_rate: FrameRate = None,
     as_json: Json = False,
 ) -> None:
     """Write a network with its weights for other programs; batch, frames and size stay free."""
@@ -141,13 +145,15 @@ def export(
     from ..inference.export import calibration_clips
     from ..inference.export import export as run
 
+    if (frames or frame_rate is not None) and not int8:
+        raise typer.BadParameter('--frames and --frame-rate are of the videos of --int8')
     net = create_model(model_source(name), pretrained=True).eval()
     clips = None
     if int8:
         if net.clip_config is None:
             raise typer.BadParameter('--int8 is for video networks')
         check_channels(name, net.clip_config, net)
-        clips = progress(calibration_clips(int8, net.clip_config, count), count)
+        clips = progress(calibration_clips(int8, net.clip_config, count, frames, frame_rate), count)
     path = run(net, out, clips)
     print_facts({'file': str(path), 'bytes': path.stat().st_size, 'int8': bool(int8)}, as_json)
 

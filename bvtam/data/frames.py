@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -56,8 +58,9 @@ class FrameFolder(_EvenFrames):
 
     Args:
         path: the folder.
-        template: how the images are named, such as `{:05d}.jpg` or `img_%05d.png`; None where all
-            the numbered images of the folder are named alike.
+        template: how the images are named, with a place for the number such as `{:05d}.jpg` or
+            `img_%05d.png`, or with wildcards, `img_*.jpg`; None where all the numbered images of the
+            folder are named alike.
         first, last: numbers, as in the names, of the first and last frame, if not all belong to the
             video.
         num_frames: how many frames from the first on, in place of `last`.
@@ -65,7 +68,7 @@ class FrameFolder(_EvenFrames):
 
     Raises:
         FileNotFoundError: there is no such folder.
-        BvtamError: a template without a place for one number, or `fps` not above 0.
+        BvtamError: a template without wildcards or a place for one number, or `fps` not above 0.
         VideoError: from all but the constructor, if the images cannot be told, are missing or damaged.
     """
 
@@ -83,10 +86,8 @@ class FrameFolder(_EvenFrames):
         self.template = template
         if not self.path.is_dir():
             raise FileNotFoundError(f'{self.path}: no such folder of frames')
-        if template is not None and len(_around_number(template)) != 2:
-            raise BvtamError(
-                f'{template!r} is no template of image names; one is {{:05d}}.jpg or img_%05d.jpg'
-            )
+        if template is not None:
+            _check_template(template)
 
     @property
     def num_frames(self) -> int:
@@ -97,14 +98,13 @@ class FrameFolder(_EvenFrames):
         """The names of the images, by number."""
         kinds: dict[tuple[str, str], dict[int, str]] = {}
         for name in sorted(os.listdir(self.path)):
-            match = re.fullmatch(r'(.*?)(\d+)(\D*)', name)
-            if self.template is not None:
-                start, end = map(re.escape, _around_number(self.template))
-                match = re.fullmatch(f'({start})([0-9]+)({end})', name)
-            elif name.startswith('.') or not name.lower().endswith(IMAGE_SUFFIXES):
-                continue
-            if match:
-                kinds.setdefault(match.group(1, 3), {})[int(match[2])] = name
+            if match := self._numbered(name):
+                numbers = kinds.setdefault(match.group(1, 3), {})
+                other = numbers.setdefault(int(match[2]), name)
+                if other != name:
+                    raise VideoError(
+                        f'{self.path}: {other} and {name} have the same number; remove one'
+                    )
         if not kinds:
             sought = f'images named {self.template}' if self.template else 'numbered images'
             raise VideoError(f'{self.path} holds no {sought}; name a folder of frames')
@@ -115,9 +115,10 @@ class FrameFolder(_EvenFrames):
             kinds = {frames[0]: kinds[frames[0]]}
         if len(kinds) > 1:
             names = ', '.join(next(iter(names.values())) for names in list(kinds.values())[:3])
+            one = '{:05d}'.join((frames or list(kinds))[0])
             raise VideoError(
-                f'{self.path} holds images of {len(kinds)} kinds ({names}); a template such as '
-                '{:05d}.jpg tells which are the frames'
+                f'{self.path} holds images of {len(kinds)} kinds ({names}); say which are the frames, '
+                f"as in --frames '{one}' (data.frames in a recipe, frames= in Python)"
             )
         (numbered,) = kinds.values()
         if self.first is None and self.last is None and self.count is None:
@@ -134,6 +135,20 @@ class FrameFolder(_EvenFrames):
         if first > last:
             raise VideoError(f'{self.path}: the first frame, {first}, is after the last, {last}')
         return [numbered[number] for number in range(first, last + 1)]
+
+    def _numbered(self, name: str) -> re.Match[str] | None:
+        """What stands before the number of a frame, the number, and what stands after it."""
+        parts = _around_number(self.template or '')
+        if len(parts) == 2:
+            start, end = map(re.escape, parts)
+            return re.fullmatch(f'({start})([0-9]+)({end})', name)
+        if name.startswith('.') and not (self.template or '').startswith('.'):
+            return None
+        if self.template is None and not name.lower().endswith(IMAGE_SUFFIXES):
+            return None
+        if self.template is not None and not fnmatch.fnmatchcase(name, self.template):
+            return None
+        return re.fullmatch(r'(.*?)([0-9]+)([^0-9]*)', name)
 
     @cached_property
     def _size(self) -> list[int]:
@@ -159,7 +174,34 @@ class FrameFolder(_EvenFrames):
 
 def _around_number(template: str) -> list[str]:
     """What stands before and after the number in a template; of another length if it has not one."""
-    return re.split(r'\{(?::0?\d*d?)?\}|%0?\d*d', template)
+    return re.split(r'\{\w*(?::0?\d*d?)?\}|%0?\d*d', template)
+
+
+def _check_template(template: str) -> None:
+    if len(_around_number(template)) != 2 and not glob.has_magic(template):
+        raise BvtamError(
+            f'{template!r} is no template of image names; one is {{:05d}}.jpg or img_*.jpg'
+        )
+
+
+def check_frames(frames: str, fps: float | None, sources: Iterable[str]) -> None:
+    """That a template of image names and frames a second can be meant for some of the sources.
+
+    Raises:
+        BvtamError: one of them is none, or no source is a folder, whose own times count.
+    """
+    given = ' and '.join(['frames'] * bool(frames) + ['fps (--frame-rate)'] * (fps is not None))
+    if not given:
+        return
+    if frames:
+        _check_template(frames)
+    if fps is not None and not 0 < fps < math.inf:
+        raise BvtamError(f'fps must be above 0, not {fps}')
+    if not any(os.path.isdir(source) for source in sources):
+        raise BvtamError(
+            f'{given}: only for folders of images, and none of the videos is one; a video file has '
+            'times of its own'
+        )
 
 
 @contextmanager

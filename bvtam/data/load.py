@@ -6,11 +6,12 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
 from ..errors import BvtamError, nearest
-from .frames import IMAGE_SUFFIXES
+from .frames import IMAGE_SUFFIXES, check_frames
 from .lists import SPLITS, read_labels, read_list, split_name
 from .records import VIDEO_SUFFIXES, Record, find_videos, unreadable, walk
 
@@ -25,6 +26,8 @@ def load_records(
     val_share: float = 0.2,
     seed: int = 0,
     urls: bool = False,
+    frames: str = '',
+    fps: float | None = None,
 ) -> tuple[list[Record], list[str] | None]:
     """The videos of one part of a data set.
 
@@ -62,6 +65,9 @@ def load_records(
         seed: of that draw. It depends on the path of a video in `root` and on nothing else.
         urls: whether the videos of a list may be addresses; those that are opened are of http, https
             and rtsp.
+        frames: how the frames of its folders are named, as of `open_video`.
+        fps: frames a second of its folders, 25 where it is left out; other videos have times of
+            their own.
 
     Returns:
         Records, those of folders sorted by label and path, those of lists in their order; and the
@@ -72,7 +78,7 @@ def load_records(
             malformed, with a label that is unknown or a video that is missing; no video in the part.
         FileNotFoundError: there is no `data`.
     """
-    return _load(data, split, root, labels, val_share, seed, urls, images=False)
+    return _load(data, split, root, labels, val_share, seed, urls, False, frames, fps)
 
 
 def load_images(
@@ -83,9 +89,11 @@ def load_images(
     val_share: float = 0.2,
     seed: int = 0,
     urls: bool = False,
+    frames: str = '',
+    fps: float | None = None,
 ) -> tuple[list[Record], list[str] | None]:
     """`load_records` for images: class folders hold image files, and so do lists `video label`."""
-    return _load(data, split, root, labels, val_share, seed, urls, images=True)
+    return _load(data, split, root, labels, val_share, seed, urls, True, frames, fps)
 
 
 def _load(
@@ -97,13 +105,15 @@ def _load(
     seed: int,
     urls: bool,
     images: bool,
+    frames: str,
+    fps: float | None,
 ) -> tuple[list[Record], list[str] | None]:
     if split not in ('', *SPLITS):
         raise BvtamError(f'split must be one of {", ".join(SPLITS)} or empty, not {split!r}')
     if not 0 <= val_share <= 1:
         raise BvtamError(f'val_share must be a share from 0 to 1, not {val_share}')
     data = Path(data)
-    parts, names = load_parts(data, root, labels, split, images, urls)
+    parts, names = load_parts(data, root, labels, split, images, urls, frames, fps)
     if not split:
         records = [record for part in parts.values() for record in part]
     elif set(parts) == {''}:
@@ -127,6 +137,8 @@ def load_parts(
     split: str = '',
     images: bool = False,
     urls: bool = False,
+    frames: str = '',
+    fps: float | None = None,
 ) -> tuple[dict[str, list[Record]], list[str] | None]:
     """The videos of each part that a data set names, of all under '' if it names none.
 
@@ -134,7 +146,7 @@ def load_parts(
         data, root, labels: as in `load_records`.
         split: a part without which there is an error; the others may be left out.
         images: as `load_images`.
-        urls: as in `load_records`.
+        urls, frames, fps: as in `load_records`.
 
     Returns, raises:
         As `load_records`.
@@ -144,10 +156,17 @@ def load_parts(
         raise FileNotFoundError(f'{data}: no such folder or list of videos')
     names = read_labels(labels) if labels is not None else None
     if data.is_dir():
-        return _class_folders(data, split, names, images)
-    if data.suffix.lower() in VIDEO_SUFFIXES:
-        return {'': [Record(str(data))]}, names
-    return read_list(data, Path(root) if root is not None else data.parent, names, urls)
+        parts, names = _class_folders(data, split, names, images)
+    elif data.suffix.lower() in VIDEO_SUFFIXES:
+        parts = {'': [Record(str(data))]}
+    else:
+        base = Path(root) if root is not None else data.parent
+        parts, names = read_list(data, base, names, urls)
+    check_frames(frames, fps, (record.source for part in parts.values() for record in part))
+    if frames or fps is not None:
+        for part, records in parts.items():
+            parts[part] = [replace(record, frames=frames, fps=fps) for record in records]
+    return parts, names
 
 
 def _class_folders(

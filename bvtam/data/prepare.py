@@ -72,6 +72,8 @@ def prepare(
     root: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
     urls: bool = False,
+    frames: str = '',
+    frame_rate: float | None = None,
     on_error: str = 'skip',
     max_failed: float = 0.1,
     time_limit: float = 60.0,
@@ -100,7 +102,8 @@ def prepare(
             to 100 (best), by default 95.
         fps: frames a second; None keeps all frames and their times.
         workers: processes, each of one thread; None for as many as there are cores.
-        split, root, labels, urls: of `load_records`.
+        split, root, labels, urls, frames: of `load_records`.
+        frame_rate: frames a second of folders of images in the source, `fps` of `load_records`.
         on_error: 'skip' lists videos that cannot be read in `errors.csv`, 'raise' stops at the first.
         max_failed: share of the videos, on [0, 1], that may fail.
         time_limit: seconds without progress after which a video has failed.
@@ -123,11 +126,12 @@ def prepare(
     if not time_limit > 0:
         raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
     src, out = Path(src), Path(out).resolve()
+    how = {'urls': urls, 'frames': frames, 'fps': frame_rate}
     if split:
-        records, names = load_records(src, split, root=root, labels=labels, urls=urls)
+        records, names = load_records(src, split, root=root, labels=labels, **how)
         splits = [''] * len(records)
     else:
-        named, names = load_parts(src, root, labels, urls=urls)
+        named, names = load_parts(src, root, labels, **how)
         records = [record for of_split in named.values() for record in of_split]
         splits = [name for name, of_split in named.items() for _ in of_split]
     parts = [replace(record, label=-1) for record in records]
@@ -135,9 +139,10 @@ def prepare(
     base = _base(src, root, sources)
     targets = _targets(list(dict.fromkeys(parts)), base, format)
     _check_place(out, src, sources)
-    settings = {'source': str(base), **asdict(encoding)}
+    of_folders = {'frames': frames or None, 'frame_rate': frame_rate}
+    settings = {'source': str(base), **asdict(encoding), **of_folders}
 
-    frames, failed, done = 0, set(), 0
+    num_frames, failed, done = 0, set(), 0
     folders = {str(folder) for target in targets.values() for folder in target.parents}
     refuse_links(out, [SETTINGS, _SCRATCH, f'{_SCRATCH}/{_LOCK}', *map(str, targets.values())])
     refuse_links(out, sorted(folders - {'.'}))
@@ -160,7 +165,7 @@ def prepare(
                     elif isinstance(result, BaseException):
                         raise result
                     else:
-                        frames += result
+                        num_frames += result
                     done += 1
                     if progress is not None:
                         progress(done, len(targets))
@@ -186,7 +191,7 @@ def prepare(
         'written': len(todo) - len(failed),
         'kept': kept,
         'failed': len(failed),
-        'frames': frames,
+        'frames': num_frames,
     }
 
 

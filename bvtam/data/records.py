@@ -27,6 +27,8 @@ class Record:
         first, last: numbers of the first and last frame, as in the file names of a frame folder.
         start, end: seconds in a video; the frames that appear from `start` on, before `end`.
         num_frames: of a frame folder how many images, from the first on.
+        frames, fps: of a frame folder how its frames are named and how many a second there are, as of
+            `open_video`; a video file has times of its own, whatever they are.
     """
 
     source: str
@@ -36,6 +38,8 @@ class Record:
     start: float | None = None
     end: float | None = None
     num_frames: int | None = None
+    frames: str = ''
+    fps: float | None = None
 
 
 def find_videos(

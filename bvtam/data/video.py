@@ -29,7 +29,7 @@ from ..errors import BvtamError
 from .addresses import PROTOCOLS, check_protocol, protocol_of, whitelist
 from .complete import cut_short
 from .failures import machine_error
-from .frames import FrameArray, FrameFolder
+from .frames import FrameArray, FrameFolder, check_frames
 from .held import FrameList, copied, is_file, source_name
 from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
 from .packets import Decoder, FrameTable, Mismatch, counted_table, frame_rate, scan
@@ -51,7 +51,12 @@ _STREAMS = {'dash', 'hls', 'rtp', 'rtsp', 'webm_dash_manifest'}  # lists, but of
 
 
 def open_video(
-    source: object, time_limit: float = 60.0, protocols: Iterable[str] = PROTOCOLS
+    source: object,
+    time_limit: float = 60.0,
+    protocols: Iterable[str] = PROTOCOLS,
+    *,
+    frames: str = '',
+    fps: float | None = None,
 ) -> Reader:
     """A reader of any kind of video.
 
@@ -63,21 +68,32 @@ def open_video(
         time_limit: seconds without progress after which a source is given up.
         protocols: of addresses that may be opened, themselves and by redirects and playlists; none
             for local files alone. A path is always one, whatever is before a colon in it.
+        frames: how the frames of a folder are named, `img_{:05d}.jpg` or `img_*.jpg`; not needed
+            where all of its numbered images are named alike.
+        fps: frames a second of a folder, an array or a list, 25 where it is left out. Other videos
+            have times of their own.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BvtamError: a source of another kind, an empty file, or an address of another protocol.
+        BvtamError: a source of another kind, an empty file, or an address of another protocol;
+            `frames` or `fps` of a video that they are not for.
     """
+    rate = 25.0 if fps is None else fps
+    is_path = isinstance(source, (str, os.PathLike))
+    if is_path and os.path.isdir(source):
+        return FrameFolder(source, frames or None, fps=rate)
+    if is_path:
+        video = VideoFile(source, time_limit, protocols)
+        check_frames(frames, fps, ())
+        return video
+    check_frames(frames, None, ())
+    if isinstance(source, (np.ndarray, Tensor)):
+        return FrameArray(source, rate)
+    if isinstance(source, (list, tuple)):
+        return FrameList(source, rate)
+    check_frames('', fps, ())
     if isinstance(source, Reader):
         return source
-    if isinstance(source, (str, os.PathLike)):
-        if os.path.isdir(source):
-            return FrameFolder(source)
-        return VideoFile(source, time_limit, protocols)
-    if isinstance(source, (np.ndarray, Tensor)):
-        return FrameArray(source)
-    if isinstance(source, (list, tuple)):
-        return FrameList(source)
     if isinstance(source, (bytes, bytearray, memoryview)) or is_file(source):
         return _Copied(source, time_limit)
     raise BvtamError(
@@ -89,9 +105,16 @@ def open_video(
 def open_record(record: Record, path: str = '', time_limit: float = 60.0) -> Reader:
     """`open_video` of a record's source, or of a copy of it at `path`; seconds are not cut out."""
     path = path or record.source
-    if record.first is record.last is record.num_frames is None:
+    if not os.path.isdir(path) and record.first is record.last is record.num_frames is None:
         return open_video(path, time_limit=time_limit)
-    return FrameFolder(path, first=record.first, last=record.last, num_frames=record.num_frames)
+    return FrameFolder(
+        path,
+        record.frames or None,
+        record.first,
+        record.last,
+        25.0 if record.fps is None else record.fps,
+        record.num_frames,
+    )
 
 
 class VideoFile(Reader):

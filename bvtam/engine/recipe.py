@@ -59,6 +59,11 @@ class Data:
         '', 'folder that the paths in a list start from (default: that of the list)'
     )
     urls: bool = _setting(False, 'let a list name addresses of videos, not local files alone')
+    frames: str = _setting(
+        '',
+        'names of the frames in folders of images: img_{:05d}.jpg, img_*.jpg (default: numbered images)',
+    )
+    fps: float = _setting(0.0, 'frames a second of folders of images; 0: 25', most=1000)
     val_share: float = _setting(
         0.2, 'share of each class held out where `path` has no split', most=0.9
     )
@@ -192,6 +197,8 @@ class Recipe:
                     raise BvtamError(
                         f'recipe: augment.{f.name} is not for data.motion: leave it out'
                     )
+            if self.data.frames or self.data.fps:
+                raise BvtamError('recipe: data.frames and data.fps are not for data.motion')
         if self.augment.mixup and self.augment.cutmix:
             raise BvtamError('recipe: give augment.mixup or augment.cutmix, not both')
 

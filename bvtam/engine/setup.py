@@ -97,8 +97,9 @@ def _image_weights(arch: str) -> str:
 def initialise(net: nn.Module, source: str | os.PathLike[str]) -> ClipConfig | None:
     """Loads the weights of `source` into `net`, strictly, and returns their ClipConfig.
 
-    Two things may differ, and both are reported: a classifier of other classes starts anew, and
-    temporal operators that the source lacks, as image nets do, keep their own start ("inflation").
+    Three things may differ, and all are reported: a first convolution of other channels is adapted,
+    a classifier of other classes starts anew, and temporal operators that the source lacks, as image
+    nets do, keep their own start ("inflation").
 
     Args:
         source: a name with a tag, `hf-hub:` or `local-dir:`, a zoo folder, or the folder of a run.
@@ -107,7 +108,7 @@ def initialise(net: nn.Module, source: str | os.PathLike[str]) -> ClipConfig | N
         BvtamError: weights of another network.
         FileNotFoundError: no such folder.
     """
-    given = create_model(model_source(source), pretrained=True)
+    given = create_model(model_source(source), pretrained=True, in_chans=net.in_chans)
     weights, target = given.state_dict(), net.state_dict()
     head = net.get_classifier(name_only=True)
     fresh = [

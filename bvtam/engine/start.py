@@ -157,6 +157,7 @@ def load_data(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] | N
     images = architecture(recipe.model).startswith('blresnet')
     load = load_images if images else load_records
     options = {'root': data.root or None, 'seed': recipe.run.seed, 'urls': data.urls}
+    options |= {'frames': data.frames, 'fps': data.fps or None}
     first, second, splits = data.train, data.val, ('', '')
     if data.path:
         options['val_share'] = data.val_share

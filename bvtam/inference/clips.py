@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -138,15 +139,20 @@ def read_clips(
     clip: ClipConfig,
     time_limit: float,
     protocols: Iterable[str] = PROTOCOLS,
+    frames: str = '',
+    fps: float | None = None,
 ) -> Iterator[tuple[int, Clips | Exception]]:
     """Number of the video and its clips, some at a time, in the order of videos and clips.
 
+    `frames` and `fps` are of those that are folders, as of `open_video`.
     A video that cannot be read gives an exception of `VIDEO_ERRORS`, once or more, and perhaps some
     clips before. At most 2 * `workers` reads are ahead of the caller.
     """
 
     def open_one(name: str) -> list[tuple[Any, list[list[int]]]]:
-        reader = open_video(name, time_limit, protocols)
+        is_folder = isinstance(name, (str, os.PathLike)) and os.path.isdir(name)
+        how = {'frames': frames, 'fps': fps} if is_folder else {}
+        reader = open_video(name, time_limit, protocols, **how)
         with machine_told(reader.name):
             rows, step = plan(reader), max(1, _FRAMES_A_READ // clip.num_frames)
         return [(reader, rows[i : i + step]) for i in range(0, len(rows), step)]

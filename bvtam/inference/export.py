@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..clip import ClipConfig
 from ..data.datasets import find_videos
+from ..data.frames import check_frames
 from ..data.motion import MotionClips
 from ..data.sampling import clip_indices
 from ..data.transforms import normalize, read_crops
@@ -73,29 +74,40 @@ def export(
     return path
 
 
-def calibration_clips(data: str, clip: ClipConfig, count: int = 100) -> Iterator[Tensor]:
+def calibration_clips(
+    data: str,
+    clip: ClipConfig,
+    count: int = 100,
+    frames: str = '',
+    fps: float | None = None,
+) -> Iterator[Tensor]:
     """Normalised clips (1, C, T, S, S) to calibrate with, evenly from all videos of `data`.
 
     Args:
         data: 'motion', or what `find_videos` takes: a file, a folder, a glob.
+        frames, fps: of folders of images, as of `open_video`.
 
     Raises:
         BvtamError, FileNotFoundError: no video, or one that cannot be read.
     """
     if data == 'motion':
+        check_frames(frames, fps, ())
         clips = MotionClips(clip.num_frames, clip.crop_size, family='all', length=count)
-        for i in range(count):
-            yield normalize(clips[i]['clip'][None], clip)
-        return
+        return (normalize(clips[i]['clip'][None], clip) for i in range(count))
     videos = find_videos([data])
-    number = min(count, len(videos))
-    for video in (videos[i * len(videos) // number] for i in range(number)):
-        reader = open_video(video)
+    check_frames(frames, fps, videos)
+
+    def read(video: str) -> Tensor:
+        how = {'frames': frames, 'fps': fps} if os.path.isdir(video) else {}
+        reader = open_video(video, **how)
         (indices,) = clip_indices(
             reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
         )
         (crops,) = read_crops(reader, indices, replace(clip, num_crops=1))
-        yield normalize(crops, clip)
+        return normalize(crops, clip)
+
+    number = min(count, len(videos))
+    return (read(videos[i * len(videos) // number]) for i in range(number))
 
 
 def _config(model: nn.Module) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.addresses import PROTOCOLS
 from ..data.datasets import find_videos
 from ..data.failures import Failures, check_policy
+from ..data.frames import check_frames
 from ..data.records import contents
 from ..errors import BvtamError
 from .clips import Clips, clip_plan, read_clips, spans, window_plan
@@ -48,6 +49,8 @@ def extract(
     max_failed: float = 0.1,
     time_limit: float = 60.0,
     protocols: Iterable[str] = PROTOCOLS,
+    frames: str = '',
+    fps: float | None = None,
     resume: bool = True,
     shard: tuple[int, int] | str | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -83,6 +86,7 @@ def extract(
         max_failed: share of the videos, on [0, 1], that may fail.
         time_limit: seconds without progress after which a video is given up.
         protocols: of URLs that may be opened, as of `open_video`.
+        frames, fps: of folders of images, as of `open_video`; times in the rows follow `fps`.
         resume: False refuses a folder in which an extraction has begun.
         shard: (r, n) for the share of process r of n, all of which are given the same sources and
             `out`; 'env' for that of RANK and WORLD_SIZE, as torchrun and `accelerate launch` set them;
@@ -121,6 +125,7 @@ def extract(
         sources = [sources]
     protocols = tuple(protocols)
     videos = sorted({*find_videos([os.fspath(source) for source in sources], protocols)})
+    check_frames(frames, fps, videos)
     rank, world_size = _share(shard, len(videos))
     failures = Failures(len(videos), max_failed)
     # A video may be mended between two runs: their places alone, not their sizes.
@@ -136,6 +141,8 @@ def extract(
         'videos_sha256': hashlib.sha256(json.dumps(places).encode()).hexdigest(),
         'prefix': _prefix(videos, places),
         **net.identity(),
+        **({'frames': frames} if frames else {}),
+        **({'fps': float(fps)} if fps is not None else {}),
     }
     folder = ShardFolder(out, settings, resume)
     folder.write_errors()
@@ -159,7 +166,9 @@ def extract(
             for head in folder.done().values():  # those of other processes count too
                 failures.reasons.update(head['failed'])
             shard = _Shard(net, batch_size)
-            reading = read_clips(pool, workers, names, plan, net.clip, time_limit, protocols)
+            reading = read_clips(
+                pool, workers, names, plan, net.clip, time_limit, protocols, frames, fps
+            )
             names = [named[name] for name in names]
             for i, clips in reading:
                 tell(done + i, total)
