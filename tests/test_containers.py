@@ -181,6 +181,18 @@ def test_the_rate_of_a_raw_stream(tmp_path, codec, format):
     assert last == pytest.approx(29 / rate, abs=0.1)
 
 
+def test_the_last_picture_has_its_own_duration(tmp_path):
+    """Not the mean of those before."""
+    first, *others = (Image.new('RGB', (32, 32), (40 * i, 0, 0)) for i in range(4))
+    for name, format in (('a.gif', 'GIF'), ('a.apng', 'PNG')):
+        path = tmp_path / name
+        delays = [100, 100, 300, 2000]
+        first.save(path, format, save_all=True, append_images=others, duration=delays)
+        video = VideoFile(path)
+        assert torch.allclose(video.times, torch.tensor([0, 0.1, 0.2, 0.5], dtype=torch.float64))
+        assert video.duration == pytest.approx(2.5)
+
+
 # ---- tracks ----
 
 
@@ -200,6 +212,37 @@ def test_the_default_of_several_videos(tmp_path, suffix):
             container.mux(stream.encode(None))
     video = VideoFile(path)
     assert video.num_frames == 20 and video.read([3]).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize('suffix', ['ts', 'mkv'])
+def test_the_largest_of_equal_videos(tmp_path, suffix):
+    """As ffmpeg takes it; the other may be a programme of which a recording has a few packets."""
+    path = tmp_path / f'a.{suffix}'
+    with av.open(str(path), 'w') as container:
+        streams = [container.add_stream('mpeg2video', rate=25) for _ in range(2)]
+        for stream, side in zip(streams, (32, 64), strict=True):
+            stream.width = stream.height = side
+            stream.pix_fmt = 'yuv420p'
+            stream.disposition = Disposition(0)
+        for stream, count in zip(streams, (4, 20), strict=True):
+            for picture in frames(count, stream.width):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
+            container.mux(stream.encode(None))
+    video = VideoFile(path)
+    assert video.num_frames == 20 and video.read([3]).shape == (1, 3, 64, 64)
+
+
+def test_a_programme_that_is_not_in_the_recording(tmp_path):
+    path = tmp_path / 'a.ts'
+    with av.open(str(path), 'w') as container:
+        for _ in range(2):
+            stream = container.add_stream('mpeg2video', rate=25)
+            stream.width = stream.height = 64
+            stream.pix_fmt = 'yuv420p'
+        for picture in frames(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
+        container.mux(stream.encode(None))
+    assert VideoFile(path).num_frames == 12
 
 
 def test_an_animated_avif_moves(tmp_path):
@@ -440,10 +483,12 @@ def test_parts_of_a_stream_put_together(tmp_path, codec, reset):
     path.write_bytes(b''.join(found))
     video = VideoFile(path)
     assert video.num_frames == decoded(path) == 100
-    if reset == '0':
-        assert torch.allclose(video.times, torch.arange(100, dtype=torch.float64) / 25, atol=1e-3)
+    assert torch.allclose(video.times, torch.arange(100, dtype=torch.float64) / 25, atol=1e-3)
     seconds, played = zip(*video.play(), strict=True)
-    assert len(seconds) == 100 and torch.equal(video.read([0, 60, 99])[1], played[60])
+    assert torch.allclose(video.times, torch.tensor(seconds, dtype=torch.float64), atol=1e-3)
+    assert video.duration == pytest.approx(4, abs=0.01) and torch.equal(
+        video.read([0, 60, 99])[1], played[60]
+    )
     first, second, *others = found
     path.write_bytes(unpadded(first) + second)
     assert VideoFile(path).num_frames == 50 or codec == 'libx265'

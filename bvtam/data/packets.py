@@ -174,14 +174,44 @@ def _table(format: str, stream: av.VideoStream, packets: list[_Packet]) -> Frame
     )
 
 
-def counted_table(stream: av.VideoStream, seconds: list[float | None]) -> FrameTable:
-    """The table of frames that came out of the decoder at these times, which may be missing."""
-    known = None not in seconds
-    if known and all(a < b for a, b in pairwise(seconds)):
-        times = torch.tensor(seconds, dtype=torch.float64) - seconds[0]
+def counted_table(
+    stream: av.VideoStream, seconds: list[float | None], last: float = 0.0
+) -> FrameTable:
+    """The table of frames that came out of the decoder at these times, which may be missing.
+
+    `last` is how long the last one is shown, 0 where that is not known.
+    """
+    if None not in seconds:
+        clock = Clock(stream)
+        seconds = [clock(second) for second in seconds]
+    if None not in seconds and all(a < b for a, b in pairwise(seconds)):
+        times = torch.tensor(seconds, dtype=torch.float64)
     else:
-        times = torch.arange(len(seconds), dtype=torch.float64) / frame_rate(stream)
-    return FrameTable(times, float(times[-1]) + _interval(stream, times))
+        times, last = torch.arange(len(seconds), dtype=torch.float64) / frame_rate(stream), 0.0
+    return FrameTable(times, float(times[-1]) + (last or _interval(stream, times)))
+
+
+class Clock:
+    """Seconds from the first frame on; also where the clock of a transport stream starts anew."""
+
+    def __init__(self, stream: av.VideoStream) -> None:
+        self._anew = stream.container.format.name == 'mpegts'
+        self._step, self._count = 1 / frame_rate(stream), 0
+        self._shift = self._last = 0.0
+
+    def __call__(self, second: float | None) -> float:
+        """When the next frame is shown, whose own time is this or missing."""
+        number, self._count = self._count, self._count + 1
+        if second is None:
+            return number * self._step
+        if not number:
+            self._shift = -second
+        elif self._anew and second + self._shift <= self._last:
+            self._shift = self._last + self._step - second
+        elif self._anew:
+            self._step = second + self._shift - self._last
+        self._last = second + self._shift
+        return self._last
 
 
 def frame_rate(stream: av.VideoStream) -> float:
@@ -237,6 +267,11 @@ class Decoder:
     def seconds(self, frame: av.VideoFrame) -> float | None:
         """When it is shown; the last frames do not know by themselves."""
         return None if frame.pts is None else float(frame.pts * self.stream.time_base)
+
+    def length(self, frame: av.VideoFrame) -> float:
+        """Seconds for which it is shown, 0 where that is not known; a field has half of a frame's."""
+        known = self.stream.codec_context.field_order not in _INTERLACED
+        return float((frame.duration or 0) * self.stream.time_base) if known else 0.0
 
     def frame(self, number: int) -> av.VideoFrame:
         """Frame `number`, not before the last one asked for.

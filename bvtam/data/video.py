@@ -32,7 +32,7 @@ from .failures import machine_error
 from .frames import FrameArray, FrameFolder, check_frames
 from .held import FrameList, copied, is_file, source_name
 from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
-from .packets import Decoder, FrameTable, Mismatch, counted_table, frame_rate, scan
+from .packets import Clock, Decoder, FrameTable, Mismatch, counted_table, scan
 from .pyav import open_container
 from .reader import Reader, Result, VideoError, closed_at_exit
 from .records import Record
@@ -195,20 +195,19 @@ class VideoFile(Reader):
 
         A pipe is not copied, so it can be played once, and a camera (/dev/video0) is opened as one.
         """
-        reformatter, first, matrix, size = VideoReformatter(), 0.0, (1, 0, 0, 1), None
+        reformatter, matrix, size = VideoReformatter(), (1, 0, 0, 1), None
         with self._opened(live=True) as (container, stream):
-            rate = frame_rate(stream)
+            clock = Clock(stream)
             path = '' if self._is_url else self.name if self._is_file else self._copy or ''
             decoder = Decoder(container, stream, seams=Seams(container, stream, path))
             for number, frame in enumerate(decoder):
                 if frame.width * frame.height > MAX_PIXELS:
                     raise Damage(f'frame {number} has {frame.width}x{frame.height} pixels')
                 if size is None:
-                    size, first = (frame.width, frame.height), decoder.seconds(frame) or 0.0
+                    size = frame.width, frame.height
                     matrix = _display_matrix(frame)
                 rgb = _rgb(reformatter, frame, size)
-                second = decoder.seconds(frame)
-                second = number / rate if second is None else second - first
+                second = clock(decoder.seconds(frame))
                 yield second, _upright(torch.from_numpy(rgb), matrix).permute(2, 0, 1)
             if size is None:
                 raise Damage('no frame can be decoded')
@@ -241,10 +240,13 @@ class VideoFile(Reader):
         held = DECODING.hold(frame_bytes(self.frame_pixels))
         with held, self._opened() as (container, stream):
             decoder = Decoder(container, stream)
-            seconds = [decoder.seconds(frame) for frame in decoder]
+            seconds, last = [], 0.0
+            for frame in decoder:
+                seconds.append(decoder.seconds(frame))
+                last = decoder.length(frame)
             if not seconds:
                 raise Damage('no frame can be decoded')
-            return counted_table(stream, seconds)
+            return counted_table(stream, seconds, last)
 
     def _read(self, indices: list[int]) -> Tensor:
         places = defaultdict(list)
@@ -419,9 +421,13 @@ class _Copied(VideoFile):
 
 
 def _to_show(streams: list[av.VideoStream]) -> av.VideoStream:
-    """The first of those marked as default, or of all; one that moves before a still picture."""
+    """The one that ffmpeg takes: the largest of those marked as default, or of all.
+
+    One that moves goes before a still picture; one of which the file holds nothing has no size.
+    """
     default = [s for s in streams if s.disposition & Disposition.default] or streams
-    return next((s for s in default if s.frames != 1), default[0])
+    moving = [s for s in default if s.frames != 1] or default
+    return max(moving, key=lambda s: s.codec_context.width * s.codec_context.height)
 
 
 @cache
