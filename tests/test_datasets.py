@@ -21,6 +21,7 @@ from bvtam.data.datasets import (
 from bvtam.data.sampling import sample_seed, train_indices
 from bvtam.data.transforms import TrainTransform, to_crops
 from bvtam.data.video import open_video
+from bvtam.engine.setup import Draw
 
 CLIP = ClipConfig(num_frames=4, resize=24, crop_size=16)
 
@@ -76,6 +77,13 @@ def test_epochs_differ_and_come_again(records):
 
     first, second = epoch(0), epoch(1)
     assert len(first) == 5 and first != second and epoch(0) == first
+
+
+def test_a_sample_that_comes_again_in_an_epoch_has_other_views(records):
+    dataset = VideoDataset(records, CLIP, train=TrainTransform(CLIP))
+    assert same(dataset[Draw(1, 0)], dataset[1])
+    assert len({(*dataset[Draw(1, times)]['frames'],) for times in range(9)}) > 1
+    assert dataset[Draw(1, 3)]['index'] == 1
 
 
 @pytest.mark.parametrize('num_clips', [1, 5])

@@ -281,6 +281,19 @@ def test_indices_stay_indices(videos, tmp_path, caplog):
     assert '4 of 6 classes have no training video' in caplog.text and ': 0, 2, 3, 5' in caplog.text
 
 
+def test_balanced_classes_are_settings(videos, tmp_path):
+    names = tmp_path / 'names.txt'
+    paths = sorted(videos.glob('*/*.mp4'))
+    names.write_text(''.join(f'{p},{"walk" if i < 2 else "run"}\n' for i, p in enumerate(paths)))
+    common = f'data.train={names}', 'epochs=1', 'clip={num_frames: 4, resize: 32, crop_size: 32}'
+    refused("no class is named 'wal'; did you mean walk", *common, 'class_weight={wal: 2}', out=tmp_path / 'a')  # fmt: skip
+    refused('has 3 numbers for 2 classes', *common, 'class_weight=[1, 2, 3]', out=tmp_path / 'a')
+    assert train(recipe(*common, 'sampler=balanced'), tmp_path / 'run')['steps'] == 3
+    assert train(recipe(*common, 'class_weight={walk: 2}'), tmp_path / 'weights')['steps'] == 3
+    chosen = Recipe.load(tmp_path / 'weights' / 'recipe.yaml')
+    assert chosen.regularize.class_weight == {'walk': 2}
+
+
 def test_labels_that_cannot_be_right_are_told_before_training(videos, tmp_path):
     out, video = tmp_path / 'run', next(videos.glob('*/*.mp4'))
     numbers, names, none = (tmp_path / f'{x}.csv' for x in ('numbers', 'names', 'none'))
@@ -288,10 +301,16 @@ def test_labels_that_cannot_be_right_are_told_before_training(videos, tmp_path):
     names.write_text(f'{video},walk\n')
     none.write_text(f'video,label\n{video},\n')
     refused('are numbers and those of', f'data.train={numbers}', f'data.val={names}', out=out)
+    two = tmp_path / 'two.csv'
+    two.write_text(f'{video},walk\n{video},run\n')
+    refused(
+        f'{video} has two labels, walk and run: training takes one', f'data.train={two}', out=out
+    )
     for settings in ((f'data.train={none}',), (f'data.path={none}',), (f'data.train={numbers}', f'data.val={none}')):  # fmt: skip
         refused(f'{video} has no label: give it one', *settings, out=out)
     many = tmp_path / 'many.txt'
-    many.write_text(''.join(f'{video},{2 * i}\n' for i in range(25001)))
+    lines = [f'{video},{2 * i},{i}' for i in range(25001)]
+    many.write_text('\n'.join(['video,label,start', *lines]))
     refused('has 25,001 classes, and at most 25,000', f'data.train={many}', out=out)
     with pytest.raises(BvtamError, match='num_classes must be from 0 to 25000, not 100778'):
         recipe('num_classes=100778')

@@ -290,6 +290,45 @@ def test_a_split_column(videos):
         load_records(file, 'test')
 
 
+@pytest.mark.parametrize('sep', [',', ';', '\t'])
+@pytest.mark.parametrize(
+    'header',
+    ['path label', 'Filename class', 'file label_name', 'video_path class_name', 'video label'],
+)
+def test_headers_of_other_names(videos, header, sep):
+    lines = [f'id {header}', '0 a.mp4 x', '1 b/c.avi y']
+    file = write(videos / 'list.csv', '\n'.join(line.replace(' ', sep) for line in lines))
+    found, names = load_records(file)
+    assert short(found, videos) == [('a.mp4', 0), ('b/c.avi', 1)] and names == ['x', 'y']
+
+
+def test_of_two_columns_the_likelier_counts(videos):
+    file = write(videos / 'list.csv', 'path,label,class_name,video\nno.mp4,1,x,a.mp4\n')
+    assert short(load_records(file)[0], videos) == [('a.mp4', 1)]
+
+
+def test_several_labels_of_a_video_are_refused(videos):
+    for text in ('a.mp4,0|3', 'a.mp4;0,3', 'video,label\na.mp4,"1,2"', 'video,label\na.mp4,0 3 5', 'video,label\na.mp4,"[1, 2]"', 'a.mp4,x\nb/c.avi,y\n12345,x|y'):  # fmt: skip
+        file = write(videos / 'list.csv', text)
+        with pytest.raises(BvtamError, match='names several classes'):
+            load_records(file)
+    file = write(videos / 'list.csv', 'video,label\na.mp4,"sit, then stand"\nb/c.avi,24/7\n')
+    assert load_records(file)[1] == ['24/7', 'sit, then stand']
+    assert load_records(write(file, 'a.mp4,x|y\nb/c.avi,x'), labels=['x', 'y', 'x|y'])[0]
+
+
+def test_a_part_that_is_missing_gets_a_hint(videos, tmp_path):
+    touch(tmp_path / 'set', 'train/x/a.mp4', 'train/x/b.mp4', 'test/x/c.mp4')
+    with pytest.raises(BvtamError, match='only test, train; rename test to val, or hold some of'):
+        load_records(tmp_path / 'set', 'val')
+    file = write(videos / 'list.csv', 'video,label,split\na.mp4,x,train\nb/c.avi,x,test\n')
+    with pytest.raises(BvtamError, match="split 'val', only of train and test; rename test to val"):
+        load_records(file, 'val')
+    shutil.rmtree(tmp_path / 'set' / 'test')
+    with pytest.raises(BvtamError, match='no folder val, only train; give the part train alone'):
+        load_records(tmp_path / 'set', 'val')
+
+
 def test_numbers_are_indices_unless_all_are_names(videos):
     names = ['0', '1', '10', '2']
     for text, labels in (('a.mp4 2\nb/c.avi 10', [3, 2]), ('a.mp4 2\nb/c.avi 3', [2, 3])):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import golden
 import pytest
@@ -17,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import Clips, make, recipe, rows
 
 import bvtam
-from bvtam.data.datasets import collate
+from bvtam.data.datasets import Record, collate
 from bvtam.data.sampling import sample_seed
 from bvtam.data.transforms import normalize
+from bvtam.engine.balance import sample_weights
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.setup import Batches, build_net, build_optimizer, build_schedule
 from bvtam.engine.train import Trainer
@@ -186,6 +189,65 @@ def test_targets_are_mixed_and_smoothed(settings, mix, smoothing):
         net.load_state_dict(trainer.net.state_dict())
         want = -(target * net(clips).log_softmax(1)).sum(1).mean().item()
         close(trainer.train_step([part]).item(), want)
+
+
+@pytest.mark.parametrize('settings', [(), ('label_smoothing=0.1', 'mixup=0.5')])
+def test_classes_are_weighted_as_torch_does(settings):
+    data = Clips()
+    data.records = [Record(f'{i}.mp4', label) for i, label in enumerate([0] * 6 + [1, 1, 2, 2])]
+    for setting, weights in (
+        ('class_weight=balanced', [10 / 18, 10 / 6, 10 / 6]),
+        ('class_weight=[1, 2, 0.5]', [1, 2, 0.5]),
+        ('class_weight={b: 3}', [1, 3, 1]),
+    ):
+        trainer = make(setting, *settings, data=data)
+        torch.testing.assert_close(trainer.class_weight, torch.tensor(weights).float())
+        net, part = copy.deepcopy(trainer.net).train(), batch()
+        clips, target = plain_inputs(net, part)
+        target = F.one_hot(target, 3).float()
+        torch.manual_seed(sample_seed(0, 0, 0))
+        if settings:
+            clips, target = plain_mixup(clips, target, 0.5)
+        smooth = 0.1 if settings else 0
+        target = (1 - smooth) * target + smooth / 3
+        want = -(torch.tensor(weights) * target * net(clips).log_softmax(1)).sum(1).mean().item()
+        trainer.model.train()
+        close(trainer.train_step([part]).item(), want)
+    with pytest.raises(BvtamError, match='balanced by the records of a data set'):
+        make('class_weight=balanced')
+
+
+def test_a_balanced_epoch_has_all_classes_alike_and_each_view_once():
+    records = [Record('a.mp4', 0)] * 95 + [Record('b.mp4', 1)] * 5
+    weights = sample_weights(SimpleNamespace(records=records), 3)
+    batches = Batches(100, 10, weights=weights)
+    drawn = [i for part in batches for i in part]
+    assert 35 < sum(i >= 95 for i in drawn) < 65 and len(drawn) == len(batches) * 10 == 100
+    views = [(int(i), i.times) for i in drawn]
+    assert len({*views}) == 100
+    again = [i for part in pickle.loads(pickle.dumps(list(batches))) for i in part]
+    assert [(int(i), i.times) for i in again] == views
+    shares = [list(Batches(100, 10, 1, 0, rank, 2, weights)) for rank in (0, 1)]
+    assert sorted(chain(*shares[0], *shares[1])) == sorted(drawn)
+    batches.epoch, batches.start = 1, 3
+    assert [i for part in batches for i in part] != drawn[30:]
+
+
+def test_a_short_average_is_told_or_warms_up(caplog):
+    make('regularize.ema=0.999')
+    assert 'regularize.ema: after all steps of this run 100 % of the average' in caplog.text
+    caplog.clear()
+    trainer = make('regularize.ema=0.999', 'ema_warmup=true')
+    trainer.model.train()
+    average = None
+    for step in range(4):
+        trainer.train_step([batch([step, step + 1, 5])])
+        now = trainer.net.fc.weight.clone()
+        decay = 1 - (1 + step) ** (-2 / 3)
+        average = now if average is None else decay * average + (1 - decay) * now
+    torch.testing.assert_close(trainer.ema.module.fc.weight, average)
+    make('regularize.ema=0.5', 'epochs=5'), make()
+    assert not caplog.records
 
 
 def test_moving_average_of_weights():

@@ -197,8 +197,9 @@ class VideoDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        times = getattr(index, 'times', 0)  # that an epoch has had it before
         index = range(len(self))[index]  # IndexError ends an iteration
-        seed = sample_seed(self.seed, int(self._epoch), index)
+        seed = sample_seed(self.seed, int(self._epoch), index + times * len(self))
         generator = torch.Generator().manual_seed(seed)
         failed: list[tuple[str, str]] = []
         place = index

@@ -28,9 +28,20 @@ _SPLIT_NAMES = {
 }
 
 
+def _listed(text: str) -> list[str]:
+    return text.split()
+
+
 def split_name(text: str) -> str:
     """'train', 'val' or 'test' for the names that data sets have for them, '' for others."""
     return _SPLIT_NAMES.get(text.strip().lower(), '')
+
+
+# Headers of a CSV file that mean the same, the likeliest first.
+_COLUMNS = {
+    'video': _listed('video video_path path filename file file_name file_path filepath video_name'),
+    'label': _listed('label class label_name class_name category action label_id class_id target'),
+}
 
 
 class _Row(NamedTuple):
@@ -70,14 +81,15 @@ def read_list(
             names = read_labels(beside[0])
     else:
         lines = _text(path)
-        header = [cell.strip(' "').lower() for cell in lines[0][1].split(',')]
+        header, sep = _header(lines[0][1])
         vanish = 'youtube_id' in header
         if vanish or 'video' in header:
             read = _kinetics if vanish else _table
-            rows = [read(where, row) for where, row in _dicts(header, lines[1:])]
+            rows = [read(where, row) for where, row in _dicts(header, lines[1:], sep)]
         else:
             rows = list(_plain_lines(lines))
     texts = {row.label for row in rows if row.label}
+    _check_single(rows, names)
     if names is None and not all(map(_is_number, texts)):
         names = sorted(texts)
     elif names is None and texts and path.with_name(LABELS).exists():  # as `prepare` writes them
@@ -159,6 +171,19 @@ def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> list[str]:
         double = next(name for i, name in enumerate(names) if name in names[:i])
         raise BvtamError(f'{where}: the label {double!r} is there twice')
     return names
+
+
+def _check_single(rows: Iterable[_Row], names: list[str] | None) -> None:
+    """Raises a BvtamError for a label that lists several others, or several numbers."""
+    labels = {row.label for row in rows}.union(names or ())
+    for row in rows:
+        parts = re.split(r'\s*[;|,]\s*|(?<=\d)\s+(?=\d)', row.label.strip('[](){} '))
+        several = len({*parts}) > 1 and row.label not in (names or ())
+        if several and (labels.issuperset(parts) or all(map(_is_number, parts))):
+            raise BvtamError(
+                f'{row.where}: {row.label!r} names several classes, and a video, or a part of one '
+                '(start,end), has one label: data sets of several labels each are not taken'
+            )
 
 
 def _label_reader(names: list[str] | None, texts: set[str]) -> Any:
@@ -254,18 +279,32 @@ def _json(path: Path) -> Any:
         raise BvtamError(f'{path} is not JSON: {error}') from None
 
 
-def _cells(where: str, text: str) -> list[str]:
+def _header(line: str) -> tuple[list[str], str]:
+    """The columns that a first line names, by the names that `_table` has for them, and what parts
+    them; no header has the column 'video' or 'youtube_id'."""
+    for sep in (',', ';', '\t'):
+        cells = [cell.strip(' "').lower() for cell in line.split(sep)]
+        known = 'youtube_id' in cells or any(cell in _COLUMNS['video'] for cell in cells)
+        if known and (len(cells) > 1 or cells == ['video']):
+            for name, others in _COLUMNS.items():
+                found = next((other for other in others if other in cells), name)
+                cells = [name if cell == found else cell for cell in cells]
+            return cells, sep
+    return [], ','
+
+
+def _cells(where: str, text: str, sep: str = ',') -> list[str]:
     try:
-        return [cell.strip() for cell in next(csv.reader([text], strict=True))]
+        return [cell.strip() for cell in next(csv.reader([text], delimiter=sep, strict=True))]
     except csv.Error as error:
         raise BvtamError(f'{where}: {error}') from None
 
 
 def _dicts(
-    header: list[str], lines: Iterable[tuple[str, str]]
+    header: list[str], lines: Iterable[tuple[str, str]], sep: str
 ) -> Iterator[tuple[str, dict[str, str]]]:
     for where, text in lines:
-        cells = _cells(where, text)
+        cells = _cells(where, text, sep)
         if len(cells) != len(header):
             raise BvtamError(
                 f'{where} has {len(cells)} columns, but the header {len(header)}: {",".join(header)}'
@@ -354,7 +393,7 @@ def _something_json(path: Path) -> Iterator[_Row]:
             raise BvtamError(f'{where} has no id')
         label = entry.get('template', entry.get('label', ''))
         if not isinstance(label, str):
-            raise BvtamError(f'{where}: its label is no text')
+            raise BvtamError(f'{where}: its label is no text; a video has one')
         yield _Row(where, [str(entry['id'])], _plain(label))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -38,6 +38,7 @@ def load_records(
     folder `LABEL/...`                         class folders; `val_share` of each class is 'val'
     folder of videos, or one video             without labels, for `split=''`
     CSV, header with `video`                   and `label`, `start,end`, `first,last`, `split`, or not
+    (or `path`, `filename`, `file`, ...)       (or `class`, `label_name`, `class_name`, ...)
     CSV, header with `youtube_id`              Kinetics: `label,youtube_id,time_start,time_end,split`
     CSV without header                         `video,label`, more columns ignored (Moments in Time)
     lines `folder first last label`            the authors' lists; also with `;`
@@ -123,10 +124,12 @@ def _load(
             return [], names
     else:
         records = parts.get(split, [])
+    if not records and split:
+        has = [part for part in SPLITS if parts.get(part)]
+        only = f', only of {" and ".join(has)}{_other_parts(has, split)}' if has else ''
+        raise BvtamError(f'{data} has no video of the split {split!r}{only}')
     if not records:
-        raise BvtamError(
-            f'{data} has no video of the split {split!r}' if split else f'{data} is empty'
-        )
+        raise BvtamError(f'{data} is empty')
     return records, names
 
 
@@ -185,7 +188,9 @@ def _class_folders(
     if not named or (others and not ('train' in named and len(named) > 1)):
         named, others = {'': data}, []
     elif split and split not in named:
-        raise BvtamError(f'{data} has no folder {split}, only {", ".join(sorted(named))}')
+        raise BvtamError(
+            f'{data} has no folder {split}, only {", ".join(sorted(named))}{_other_parts(named, split)}'
+        )
     classes = {part: _subfolders(folder) for part, folder in named.items()}
     flat = '' in named and not images and all(_holds(f, IMAGE_SUFFIXES) for f in folders)
     if flat and not split:
@@ -235,6 +240,15 @@ def _class_folders(
             left[0],
         )
     return parts, names
+
+
+def _other_parts(named: Iterable[str], split: str) -> str:
+    """What to do with a data set that lacks a part."""
+    if {*named} == {'train', 'test'} and split == 'val':
+        return '; rename test to val, or hold some of train out: give the part train alone as the data set'
+    if {*named} == {'train'}:
+        return '; give the part train alone as the data set, of which some is held out then'
+    return f'; name {split} so, or choose another split'
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -72,6 +73,7 @@ class Data:
         0.1, 'share of the videos that may fail before the run stops', most=1
     )
     time_limit: float = _setting(60.0, 'seconds that a video may stall', least=0.1)
+    sampler: str = _setting('shuffle', 'an epoch has each video once, or as many drawn so that all classes are as frequent', ('shuffle', 'balanced'))  # fmt: skip
     workers: int = _setting(2, 'decoding processes per training process', most=256)
     motion: Motion = field(default_factory=Motion)
 
@@ -97,7 +99,7 @@ class Optimizer:
 
     name: str = _setting('sgd', "timm's name of the optimizer: sgd, momentum, adamw, ...")
     lr: float = _setting(0.01, 'learning rate at the top of the schedule')
-    momentum: float = _setting(0.9, 'momentum of SGD', most=1)
+    momentum: float = _setting(0.9, 'momentum of SGD', most=0.99999)
     weight_decay: float = _setting(5e-4, 'weight decay')
     decay_all: bool = _setting(True, 'decay norms and biases too, as the paper does')
     layer_decay: float = _setting(1.0, 'learning rate factor from one layer to the one before', least=1e-3, most=1)  # fmt: skip
@@ -122,7 +124,9 @@ class Schedule:
 class Regularize:
     label_smoothing: float = _setting(0.0, 'share of the target spread over all classes', most=0.99)
     drop_path: float = _setting(0.0, 'probability of dropping a block for a whole clip', most=0.99)
-    ema: float = _setting(0.0, 'decay of an average of the weights, which is evaluated and saved; 0: none', most=1)  # fmt: skip
+    ema: float = _setting(0.0, 'decay of an average of the weights, which is evaluated and saved; 0: none', most=0.99999)  # fmt: skip
+    ema_warmup: bool = _setting(False, 'let the decay rise from 0 to `ema`, as 1 - (1 + step)^(-2/3) (timm)')  # fmt: skip
+    class_weight: str | list[float] | dict[str, float] = _setting('', "factor of each class in the loss: '' (1), balanced (inverse to its videos), a list, or a table by name")  # fmt: skip  # noqa: RUF009
     freeze_bn: str = _setting('none', 'batch norms kept as they are: partial leaves the first one in training', ('none', 'partial', 'all'))  # fmt: skip
 
 
@@ -199,6 +203,23 @@ class Recipe:
                     )
             if self.data.frames or self.data.fps:
                 raise BvtamError('recipe: data.frames and data.fps are not for data.motion')
+        if self.data.motion.family and self.data.sampler != 'shuffle':
+            raise BvtamError('recipe: data.sampler is not for data.motion: leave it out')
+        _check_class_weight(self.regularize.class_weight)
+        if self.regularize.class_weight == self.data.sampler == 'balanced':
+            raise BvtamError(
+                'recipe: give regularize.class_weight or data.sampler as balanced, not both'
+            )
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise BvtamError(
+                f'recipe: schedule.min_lr {self.schedule.min_lr:g} is above optimizer.lr '
+                f'{self.optimizer.lr:g}, from which the rate falls: make it smaller'
+            )
+        if self.schedule.warmup_epochs and self.schedule.warmup_lr > self.optimizer.lr > 0:
+            raise BvtamError(
+                f'recipe: schedule.warmup_lr {self.schedule.warmup_lr:g} is above optimizer.lr '
+                f'{self.optimizer.lr:g}, to which the rate rises: make it smaller'
+            )
         if self.augment.mixup and self.augment.cutmix:
             raise BvtamError('recipe: give augment.mixup or augment.cutmix, not both')
 
@@ -240,6 +261,19 @@ class Recipe:
         """The recipe on another dataset."""
         data = replace(self.data, path=path, train='', val='', motion=Motion())
         return replace(self, data=data)
+
+
+def _check_class_weight(value: str | list | dict) -> None:
+    numbers = [*(value.values() if isinstance(value, dict) else value)]
+    if isinstance(value, str):
+        fits = value in ('', 'balanced')
+    else:
+        fits = all(type(x) in (int, float) and 0 <= x <= 1e9 for x in numbers) and any(numbers)
+    if not fits:
+        raise BvtamError(
+            "recipe: regularize.class_weight must be balanced, '', or numbers from 0 that are not all 0, "
+            f'not {shown(value)}'
+        )
 
 
 def read_yaml(text: str) -> Any:
@@ -373,6 +407,10 @@ def _value(value: Any, kind: Any, meta: Mapping[str, Any], name: str) -> Any:
         value = '' if value is None else str(value)
     if kind is str and type(value) is bool and meta['choices']:  # and off for false
         value = 'on' if value else 'off'
+    if isinstance(kind, UnionType) and isinstance(
+        value, tuple(get_origin(k) or k for k in get_args(kind))
+    ):
+        return value
     plain = dict if kind not in (str, int, float, bool) else kind
     if type(value) is not plain:
         wanted = {dict: 'a table', str: 'a string', int: 'a whole number', float: 'a number'}

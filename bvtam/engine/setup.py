@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Sampler
 
@@ -215,6 +216,20 @@ def current_lr(optimizer: torch.optim.Optimizer) -> float:
 # ---- data ----
 
 
+class Draw(int):
+    """Index of a sample that was drawn `times` times before in the epoch, which gives it other views."""
+
+    times: int
+
+    def __new__(cls, index: int, times: int) -> Draw:
+        self = super().__new__(cls, index)
+        self.times = times
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Draw, (int(self), self.times)
+
+
 class Part(list[int]):
     """Indices of the samples of one part of a step; `first` is the first of the whole step."""
 
@@ -234,6 +249,10 @@ class Batches(Sampler[list[int]]):
     last step of an epoch is smaller; where its samples do not divide by the number of processes, some
     processes end theirs with a stand-in, another sample of the step (see `Trainer.train_step`).
 
+    Args:
+        weights: (num_samples,), for draws with replacement in proportion to them; None: each sample
+            once.
+
     Raises:
         BvtamError: a batch that cannot be shared out evenly.
     """
@@ -246,6 +265,7 @@ class Batches(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        weights: Tensor | None = None,
     ) -> None:
         if batch_size % (world * accumulate):
             raise BvtamError(
@@ -253,7 +273,7 @@ class Batches(Sampler[list[int]]):
                 f'run.accumulate {accumulate}: make it a multiple of {world * accumulate}'
             )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.weights = rank, world, weights
         self.part = batch_size // (world * accumulate)
         self.epoch = self.start = 0
 
@@ -275,11 +295,21 @@ class Batches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, -1))
-        order = torch.randperm(self.num_samples, generator=generator)
+        if self.weights is None:
+            order = torch.randperm(self.num_samples, generator=generator)
+            draws = range(self.num_samples)
+        else:
+            order = torch.multinomial(self.weights, self.num_samples, True, generator=generator)
+            seen = Counter()
+            draws = []
+            for index in order.tolist():
+                draws.append(Draw(index, seen[index]))
+                seen[index] += 1
+            order = torch.arange(self.num_samples)
         for step in range(self.start, self.steps):
             first = step * self.batch_size
             batch = order[first : first + self.samples(step)]
             share = -(-len(batch) // self.world)
             mine = batch[(self.rank + torch.arange(share) * self.world) % len(batch)]
             for part in mine.split(self.part):
-                yield Part(part.tolist(), int(batch[0]))
+                yield Part([draws[i] for i in part.tolist()], draws[int(batch[0])])

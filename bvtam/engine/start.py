@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,9 +173,23 @@ def load_data(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] | N
     for record in (*train_records, *val_records):
         if record.label < 0:
             raise BvtamError(f'{record.source} has no label: give it one, or leave it out')
+    _check_single((*train_records, *val_records), names)
     if names is None and not recipe.num_classes:
         train_records, val_records, names = _numbers_named(train_records, val_records)
     return train_records, val_records, names
+
+
+def _check_single(records: Iterable[Record], names: list[str] | None) -> None:
+    """Raises a BvtamError for a video that is there with two labels."""
+    seen: dict[Record, int] = {}
+    for record in records:
+        other = seen.setdefault(replace(record, label=-1), record.label)
+        if other != record.label:
+            two = [names[i] if names else str(i) for i in (other, record.label)]
+            raise BvtamError(
+                f'{record.source} has two labels, {two[0]} and {two[1]}: training takes one for each video, or '
+                'part of one (start,end); data sets of several labels each are not taken'
+            )
 
 
 def _numbers_named(*sets: list[Record]) -> tuple[list[Record], list[Record], list[str] | None]:

@@ -45,6 +45,7 @@ from ..files import write_file
 from ..hub.publish import save_pretrained
 from ..inference.optimize import warn_slow_bf16
 from . import checkpoint
+from .balance import class_weights, sample_weights
 from .evaluate import evaluate
 from .processes import Processes, Stopped, Wish, quiet_worker, stop_signals
 from .recipe import Recipe
@@ -88,20 +89,31 @@ class Trainer:
         self.device = team.device
         if run.sync_bn and team.world > 1 and self.device.type == 'cpu':
             raise BvtamError('recipe: run.sync_bn: torch has it on GPUs alone; leave it out')
+        balanced = recipe.data.sampler == 'balanced'
+        weights = sample_weights(train_set, net.num_classes) if balanced else None
         self.batches = Batches(
-            len(train_set), run.batch_size, run.accumulate, run.seed, team.rank, team.world
+            len(train_set), run.batch_size, run.accumulate, run.seed, team.rank, team.world, weights
         )
 
         if run.precision == 'bf16' and team.main:
             warn_slow_bf16(self.device)
         self.net = net.to(self.device)
+        weight = class_weights(recipe.regularize.class_weight, train_set, net)
+        self.class_weight = None if weight is None else weight.to(self.device)
         freeze_norms(net, recipe.regularize.freeze_bn)  # before the optimizer collects parameters
         self.optimizer = build_optimizer(net, recipe)
         self.schedule = build_schedule(self.optimizer, recipe, self.batches.steps)
         self.model = team.wrap(torch.compile(net) if run.compile else net)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == 'fp16')
-        decay = recipe.regularize.ema
-        self.ema = ModelEmaV3(net, decay=decay) if decay else None
+        decay, warmup = recipe.regularize.ema, recipe.regularize.ema_warmup
+        self.ema = ModelEmaV3(net, decay=decay, use_warmup=warmup) if decay else None
+        left = decay ** (self.batches.steps * recipe.schedule.epochs - 1)
+        if decay and not warmup and left > 0.1 and team.main:
+            log.warning(
+                'regularize.ema: after all steps of this run %.0f %% of the average is the network of '
+                'its first step; make it smaller, or set regularize.ema_warmup=true',
+                100 * left,
+            )
         self.mix = self._mixer()
         self.step = self.epoch = 0
         self.lr = recipe.optimizer.lr  # of the last step, where a group's factor is 1
@@ -141,6 +153,7 @@ class Trainer:
         total = total or world * share
         spare = share - len(range(self.team.rank, total, world))
         loss_of_step = torch.zeros((), device=self.device)
+        weight = self.class_weight
         mixed_by = torch.get_rng_state()  # all parts of a batch are mixed by the same draw
         for i in range(len(parts)):
             clip, target = self._inputs(parts, i, mixed_by)
@@ -149,9 +162,11 @@ class Trainer:
                 with torch.autocast(self.device.type, mixed, enabled=mixed is not None):
                     logits = self.model(clip)
                 smoothing = self.recipe.regularize.label_smoothing
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 losses = F.cross_entropy(
-                    logits.to(torch.promote_types(logits.dtype, torch.float32)),
+                    logits,
                     target,
+                    None if weight is None else weight.to(logits.dtype),
                     label_smoothing=smoothing,
                     reduction='none',
                 )
