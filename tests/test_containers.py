@@ -111,6 +111,21 @@ def test_the_size_of_raw_frames(tmp_path, pixels):
         assert bool(cut_short(str(path), 'yuv4mpegpipe')) is cut
 
 
+def test_the_size_that_flash_video_tells(tmp_path):
+    """Cut at a whole tag, so near the end that the duration does not tell it."""
+    path = write(tmp_path / 'a.flv', 'flv', range(30))
+    data = path.read_bytes()
+    place, ends = 13, []
+    while place < len(data):
+        place += 15 + int.from_bytes(data[place + 1 : place + 4])
+        ends.append(place)
+    path.write_bytes(data[: ends[-2]])
+    with pytest.raises(VideoError, match='bytes'):
+        assert VideoFile(path).num_frames
+    path.write_bytes(data.replace(b'filesize', b'filename')[: ends[-2]])  # not known
+    assert VideoFile(path).num_frames >= 29
+
+
 def test_a_file_whose_writer_was_stopped_promises_nothing(tmp_path):
     """Headers as a recorder leaves them that never came to its end."""
     path = write(tmp_path / 'a.avi', 'mpeg4', range(12))

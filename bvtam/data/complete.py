@@ -128,7 +128,12 @@ def _avi(file: BinaryIO, size: int) -> str:
 
 
 def _flv(file: BinaryIO, size: int) -> str:
-    """Tags, each followed by four bytes of its length."""
+    """Tags, each followed by four bytes of its length; the first may tell the file's size."""
+    head = _at(file, 0, 2**16)
+    if (found := head.find(b'\0\x08filesize\0')) > 0 and len(head) >= found + 19:
+        (promised,) = struct.unpack_from('>d', head, found + 11)
+        if size < promised < 2**63:
+            return f'it holds {size} of {promised:.0f} bytes'
     place = int.from_bytes(_at(file, 5, 4)) + 4
     for _ in range(_STEPS):
         if place >= size:

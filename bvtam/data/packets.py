@@ -22,6 +22,7 @@ _ONE_TO_ONE = {'av1', 'dnxhd', 'ffv1', 'h264', 'hevc', 'huffyuv', 'mjpeg', 'mpeg
 _ONE_TO_ONE |= {'mpeg2video', 'mpeg4', 'png', 'prores', 'vp8', 'vp9'}
 _MAYBE_FIELDS = ('mpegts', 'mpeg')  # formats of which a packet may be half of an interlaced frame
 _RAW = {'cavsvideo', 'evc', 'h264', 'hevc', 'm4v', 'mjpeg', 'mpegvideo', 'obu', 'vc1', 'vvc'}
+_NO_FIELDS = {'apng', 'gif', 'webp'}
 _NO_PICTURE = 8  # bytes: an MPEG-4 packet no longer than this may say 'as before'
 _NEAR = 32  # packets; so many are passed over sooner than a seek finds its place
 
@@ -270,7 +271,8 @@ class Decoder:
 
     def length(self, frame: av.VideoFrame) -> float:
         """Seconds for which it is shown, 0 where that is not known; a field has half of a frame's."""
-        known = self.stream.codec_context.field_order not in _INTERLACED
+        codec = self.stream.codec_context
+        known = codec.codec.canonical_name in _NO_FIELDS or not may_be_interlaced(codec)
         return float((frame.duration or 0) * self.stream.time_base) if known else 0.0
 
     def frame(self, number: int) -> av.VideoFrame:
