@@ -86,6 +86,8 @@ def test_real_hub_dataset(records):
         video=library.Video(), label=library.ClassLabel(names=['walk', 'run'])
     )
     table = library.Dataset.from_dict({'video': videos, 'label': [0, 1]}, features=features)
+    for form in ('torch', 'numpy', 'pandas'):
+        assert from_hub_dataset(table.with_format(form), CLIP)[1]['label'] == 1
     dataset = from_hub_dataset(table, CLIP)
     assert dataset.label_names == ['walk', 'run']
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)
@@ -196,6 +198,35 @@ def test_shards_with_faults(records, tmp_path):
     assert [f for s in rest for f in s['failed']] == failed
     with pytest.raises(SampleError, match=r'faults\.tar/b\.mp4'):
         list(webdataset_clips([path], CLIP, labels=names))
+
+
+def test_names_with_dots_and_several_videos_of_a_key(records, tmp_path):
+    path = str(tmp_path / 'dots.tar')
+    with open(records[0].source, 'rb') as file:
+        video = file.read()
+    files = {
+        'clip_1.5s.mp4': video, 'clip_1.5s.cls': b'1',
+        'clip_1.7s.mp4': video, 'clip_1.7s.cls': b'0', 'clip_1.9s.cls': b'0',
+        'take.left.mp4': video, 'take.right.mp4': video, 'take.cls': b'2',
+        'two.mp4': video, 'two.webm': video, 'two.json': b'{"label": 3}',
+        'v1.2.3.mp4': video, 'v1.2.json': b'{"label": 4}',
+        'none.a.mp4': video, 'none.b.cls': b'1',
+    }  # fmt: skip
+    with tarfile.open(path, 'w') as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    samples = list(webdataset_clips(path, CLIP, on_error='skip'))
+    read = {s['video'].rpartition('/')[2]: s['label'] for s in samples if s['clip'] is not None}
+    assert read == {
+        'clip_1.5s.mp4': 1, 'clip_1.7s.mp4': 0, 'take.left.mp4': 2, 'take.right.mp4': 2,
+        'two.mp4': 3, 'two.webm': 3, 'v1.2.3.mp4': 4,
+    }  # fmt: skip
+    failed = {v.rpartition('/')[2]: reason for s in samples for v, reason in s['failed']}
+    assert [*failed] == ['clip_1.9s.cls', 'none.a.mp4', 'none.b.cls']
+    assert 'no video' in failed['clip_1.9s.cls'] and 'no label' in failed['none.a.mp4']
+    assert len({s['index'] for s in samples}) == len(samples) == 10
 
 
 def test_shards_that_cannot_be_read(shards, tmp_path):

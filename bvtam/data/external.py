@@ -65,6 +65,8 @@ def from_hub_dataset(
                 f'the data set has no column {name!r}, only {", ".join(dataset.column_names)}{near}'
             )
     dataset = dataset.select_columns(columns)  # the others would be decoded too
+    if hasattr(dataset, 'with_format'):
+        dataset = dataset.with_format(None)  # one for training would make tensors of labels
     if getattr(dataset.features[video_column], 'decode', False):
         undecoded = _library('datasets').Video(decode=False)
         dataset = dataset.cast_column(video_column, undecoded)
@@ -119,8 +121,10 @@ def webdataset_clips(
     """Clips of the videos in tar files of WebDataset, in a stream.
 
     A sample of a shard is `KEY.mp4`, or of another ending of a video, with `KEY.cls`, or `KEY.json` with
-    a field `label`: an index, or a name of `labels`. Its `index` is a hash of the names of shard and key,
-    and its random draws depend on `seed`, the epoch (`set_epoch`) and that.
+    a field `label`: an index, or a name of `labels`. Where KEY has dots, what comes before one may name
+    the label, too: `KEY.cls` is that of `KEY.left.mp4` and `KEY.right.mp4`, which are two samples. Its
+    `index` is a hash of the names of shard and key, and its random draws depend on `seed`, the epoch
+    (`set_epoch`) and that.
 
     The shards are dealt out to the processes of a distributed run and to their `DataLoader` workers:
     have as many as these, or a multiple. Each video comes once in an epoch.
@@ -177,19 +181,20 @@ class _ShardClips(IterableDataset):
             contents = library.shuffle(self.shuffle, rng=rng)(contents)
         failed: list[tuple[str, str]] = []
         for content in contents:
-            index = _index(content)
-            generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, index))
-            record = Record(f'{content["__url__"]}/{content["__key__"]}')
-            try:
-                record, video = self._parse(content)
-                sample = self.read(record, generator, video)
-            except VIDEO_ERRORS as error:
-                failed.append(failure(record.source, error, self.on_error, len(failed)))
-                if self.on_error == 'substitute':
-                    continue
-                sample = missing(record)
-            yield sample | {'index': index, 'failed': failed}
-            failed = []
+            for file in _videos(content):
+                index = _index(content, file)
+                generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, index))
+                record = Record(_name(content, file if '.' in file else ''))
+                try:
+                    record, video = self._parse(content, file)
+                    sample = self.read(record, generator, video)
+                except VIDEO_ERRORS as error:
+                    failed.append(failure(record.source, error, self.on_error, len(failed)))
+                    if self.on_error == 'substitute':
+                        continue
+                    sample = missing(record)
+                yield sample | {'index': index, 'failed': failed}
+                failed = []
         if failed:  # with no video after them to take their place
             yield missing(record) | {'index': index, 'failed': failed}
 
@@ -203,24 +208,50 @@ class _ShardClips(IterableDataset):
                 reason = getattr(error, 'strerror', None) or next(iter(error.args), 'it ends early')
                 yield {'__url__': url, '__key__': '', 'error': f'{url} cannot be read: {reason}'}
 
-    def _parse(self, content: dict[str, Any]) -> tuple[Record, bytes]:
-        name = f'{content["__url__"]}/{content["__key__"]}'
+    def _parse(self, content: dict[str, Any], file: str) -> tuple[Record, bytes]:
+        name = _name(content, file if '.' in file else '')
         if 'error' in content:
             raise BvtamError(content['error'])
-        video = next((k for k in content if f'.{k.rpartition(".")[2]}' in VIDEO_SUFFIXES), None)
-        if video is None:
+        if not _is_video(file):
             raise BvtamError(f'{name} has no video among its files')
         try:
-            if 'cls' in content:
-                label = content['cls'].decode().strip()
-            else:
-                label = json.loads(content.get('json', b'{}'))['label']
+            kind, label = next(
+                (kind, content[key])
+                for stem in _stems(file)
+                for kind in ('cls', 'json')
+                if (key := f'{stem}{kind}') in content
+            )
+            label = label.decode().strip() if kind == 'cls' else json.loads(label)['label']
             label = self.labels[label] if label in self.labels else int(label)
-        except (ValueError, KeyError, TypeError):
+        except (StopIteration, ValueError, KeyError, TypeError):
             raise BvtamError(
                 f'{name} has no label: give an index or a known name in .cls, or as "label" in .json'
             ) from None
-        return Record(f'{name}.{video}', label), content[video]
+        return Record(_name(content, file), label), content[file]
+
+
+def _is_video(file: str) -> bool:
+    return file.endswith(VIDEO_SUFFIXES) or f'.{file}' in VIDEO_SUFFIXES
+
+
+def _stems(file: str) -> list[str]:
+    """Beginnings of the files that may belong to one, the longest first: of 5s.mp4 they are '5s.' and ''."""
+    parts = file.split('.')[:-1]
+    return [''.join(f'{part}.' for part in parts[:n]) for n in range(len(parts), -1, -1)]
+
+
+def _videos(content: dict[str, Any]) -> list[str]:
+    """The videos of a key, each by what its name has after the first dot; of a label without a video
+    its own, '' where there is nothing else."""
+    videos = [file for file in content if not file.startswith('__') and _is_video(file)]
+    used = {f'{stem}cls' for video in videos for stem in _stems(video)}
+    alone = [file for file in content if file.endswith('.cls') and file not in used]
+    return [*videos, *alone] or ['']
+
+
+def _name(content: dict[str, Any], file: str) -> str:
+    name = f'{content["__url__"]}/{content["__key__"]}'
+    return f'{name}.{file}' if file else name
 
 
 class _Member(tarfile.TarInfo):
@@ -245,10 +276,12 @@ def _files(stream: BinaryIO, url: str) -> Iterator[dict[str, Any]]:
             archive.members = []  # which would keep every header
 
 
-def _index(content: dict[str, Any]) -> int:
-    """63 bits; the folder of the shard is left out, so that shards can be moved."""
-    shard = content['__url__'].rpartition('/')[2]
-    digest = blake2b(f'{shard}/{content["__key__"]}'.encode(), digest_size=8).digest()
+def _index(content: dict[str, Any], file: str) -> int:
+    """63 bits; the folder of the shard is left out, so that shards can be moved, and the ending."""
+    shard, key = content['__url__'].rpartition('/')[2], content['__key__']
+    plain = next((video for video in _videos(content) if '.' not in video), '')
+    key = key if file in ('', plain) else f'{key}.{file}'
+    digest = blake2b(f'{shard}/{key}'.encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
 
 
