@@ -14,6 +14,8 @@ from av.stream import Disposition
 from PIL import Image
 
 from bvtam.data.complete import cut_short
+from bvtam.data.encode import Encoding, encode, write_video
+from bvtam.data.records import Record
 from bvtam.data.video import VideoError, VideoFile
 
 TICK = Fraction(1, 90000)
@@ -268,6 +270,37 @@ def test_an_animated_avif_moves(tmp_path):
         pytest.skip('this Pillow writes no AVIF')
     video = VideoFile(tmp_path / 'a.avif')
     assert video.num_frames == 6 and video.fps == pytest.approx(10)
+
+
+# ---- pixels that are not square ----
+
+
+@pytest.mark.parametrize('turn', [0, 90])
+def test_pixels_keep_their_aspect(tmp_path, turn):
+    """Frames come as they are stored; what is written of them is shown as they were."""
+    path, out = tmp_path / 'a.mp4', tmp_path / 'out.mp4'
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('mpeg4', rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        if turn:
+            if not hasattr(stream, 'set_display_rotation'):
+                pytest.skip('this PyAV turns no video')
+            stream.set_display_rotation(turn)
+        for picture in frames(6, 64):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture[:48], 'rgb24')))
+        container.mux(stream.encode(None))
+    video = VideoFile(path)
+    aspect = Fraction(3, 4) if turn else Fraction(4, 3)
+    assert video.pixel_aspect == aspect
+    assert video.read([0]).shape[2:] == ((64, 48) if turn else (48, 64))
+    write_video(out, [video.read(range(6))], video.times, video.duration, Encoding(), aspect)
+    assert VideoFile(out).pixel_aspect == aspect
+    write_video(out, [video.read(range(6))], video.times, video.duration, Encoding())
+    assert VideoFile(out).pixel_aspect == 1
+    part = Record(str(path))
+    encode(part, out, Encoding(size=32), time_limit=60)
+    assert VideoFile(out).pixel_aspect == aspect
 
 
 # ---- fields ----

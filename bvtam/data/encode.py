@@ -101,7 +101,7 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
         write_frames(path, chunks, encoding.quality)
         return len(indices)
     try:
-        write_video(path, chunks, times, duration, encoding)
+        write_video(path, chunks, times, duration, encoding, reader.pixel_aspect)
     except av.FFmpegError as error:
         if isinstance(error, OSError):
             raise
@@ -158,7 +158,12 @@ def _pictures(
 
 
 def write_video(
-    path: Path, chunks: Iterable[Tensor], times: Tensor, duration: float, encoding: Encoding
+    path: Path,
+    chunks: Iterable[Tensor],
+    times: Tensor,
+    duration: float,
+    encoding: Encoding,
+    pixel_aspect: Fraction = Fraction(1),
 ) -> None:
     """An MP4 file without sound that can be entered at every `gop`-th frame.
 
@@ -172,6 +177,7 @@ def write_video(
         times: (V,) seconds at which the frames are shown, rising from 0.
         duration: seconds from the first frame to the end of the last.
         encoding: codec, gop and quality.
+        pixel_aspect: width of a pixel over its height, for players.
 
     Raises:
         OSError: the file cannot be written.
@@ -196,6 +202,8 @@ def write_video(
         encoder = stream.codec_context
         stream.time_base = encoder.time_base = Fraction(1, clock)
         encoder.thread_count = 1
+        if pixel_aspect != 1:
+            encoder.sample_aspect_ratio = pixel_aspect
         encoder.colorspace = encoder.color_primaries = encoder.color_trc = _BT601
         encoder.color_range = _LIMITED_RANGE
         place = {tick: i for i, tick in enumerate(ticks)}

@@ -7,6 +7,7 @@ import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from fractions import Fraction
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -77,6 +78,11 @@ class Reader:
     def num_frames(self) -> int:
         """Number of frames V, at least 1."""
         raise NotImplementedError
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width of a pixel over its height as players show it; frames are read as they are stored."""
+        return Fraction(1)
 
     @property
     def fps(self) -> float:

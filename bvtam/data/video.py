@@ -11,6 +11,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,15 @@ class VideoFile(Reader):
     @property
     def duration(self) -> float:
         return self._frames().duration
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        with self._opened() as (container, stream):
+            aspect = stream.sample_aspect_ratio or Fraction(1)
+            if aspect == 1:
+                return aspect
+            a, b, *_ = _display_matrix(Decoder(container, stream).frame(0))
+            return 1 / aspect if abs(b) > abs(a) else aspect
 
     @closed_at_exit
     def play(self) -> Iterator[tuple[float, Tensor]]:

@@ -172,7 +172,8 @@ def save_annotated(
             _write_gif(new, images(), ticks)
         else:
             chunks = (F.pil_to_tensor(image)[None] for image in images())
-            write_video(new, chunks, reader.times, reader.duration, Encoding(gop=50, quality=20))
+            quality = Encoding(gop=50, quality=20)
+            write_video(new, chunks, reader.times, reader.duration, quality, reader.pixel_aspect)
 
 
 def _changes(found: list[dict[str, Any]]) -> list[float]:
