@@ -14,6 +14,7 @@ import bvtam
 from bvtam.data.datasets import VideoDataset
 from bvtam.data.load import load_records
 from bvtam.data.prepare import prepare
+from bvtam.data.video import open_record
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.start import load_data
 from bvtam.errors import BvtamError
@@ -131,6 +132,30 @@ def test_seconds_of_a_list_follow_the_rate(data, tmp_path):
         VideoDataset(records, clip)[0]
 
 
+def test_a_list_says_the_rate_and_prepare_writes_it(data, tmp_path):
+    (tmp_path / 'list.csv').write_text('video,fps\ndark/v0,10\ndark/v1,\n')
+    records, _ = load_records(tmp_path / 'list.csv', root=data, frames='img_*.jpg')
+    assert [open_record(record).fps for record in records] == [10, 25]
+    records, _ = load_records(tmp_path / 'list.csv', root=data, frames='img_*.jpg', fps=5)
+    assert [open_record(record).fps for record in records] == [5, 5]
+    (tmp_path / 'bad.csv').write_text('video,fps\ndark/v0,0\n')
+    with pytest.raises(BvtamError, match='line 2: fps must be above 0'):
+        load_records(tmp_path / 'bad.csv', root=data)
+    options = {'size': 32, 'workers': 1, 'frames': 'img_*.jpg', 'format': 'frames'}
+    made = prepare(data / 'dark', tmp_path / 'out', **options, frame_rate=10)
+    records, _ = load_records(made['list'])
+    assert {(record.fps, record.first, record.last) for record in records} == {(10, 1, FRAMES)}
+    with pytest.raises(BvtamError, match='was begun with frame_rate 10, not 5'):
+        prepare(data / 'dark', tmp_path / 'out', **options, frame_rate=5)
+
+
+def test_training_on_folders_may_be_measured_on_files(data, tmp_path):
+    (tmp_path / 'val.csv').write_text(f'video,label\n{SAMPLE},light\n')
+    both = [f'data.train={data}', f'data.val={tmp_path / "val.csv"}']
+    train, val, _ = load_data(Recipe.load('quick', [*both, 'data.frames=img_*.jpg']))
+    assert len(train) == 4 and len(val) == 1
+
+
 def test_files_beside_folders_keep_their_times(net, data, tmp_path):
     model = bvtam.create_model(net)
     for _ in range(2):  # the second time nothing is done
@@ -146,10 +171,3 @@ def test_files_beside_folders_keep_their_times(net, data, tmp_path):
     assert last[str(data / 'dark' / 'v0')] > 10 > last[str(SAMPLE)]
     with pytest.raises(BvtamError, match='was made with frames'):
         extract(model, [str(SAMPLE), str(data / 'dark' / 'v0')], tmp_path / 'rows')
-
-
-def test_prepared_again_at_another_rate_is_told(data, tmp_path):
-    options = {'size': 32, 'workers': 1, 'frames': 'img_*.jpg'}
-    prepare(data, tmp_path / 'out', frame_rate=10, **options)
-    with pytest.raises(BvtamError, match='was begun with frame_rate 10, not 5'):
-        prepare(data, tmp_path / 'out', frame_rate=5, **options)

@@ -57,6 +57,7 @@ class _Row(NamedTuple):
     split: str = ''
     num_frames: int | None = None
     folders: tuple[str, ...] = ('',)  # in which it may be, the likeliest first
+    fps: float | None = None  # of a folder
 
 
 def read_list(
@@ -116,7 +117,8 @@ def read_list(
                 f'{row.where}: first and last number the images of a folder, but {source} is a file'
             )
         count = row.num_frames if is_folder else None  # TSN's lists count the frames of files too
-        record = Record(source, label_of(row), row.first, row.last, row.start, row.end, count)
+        span = row.first, row.last, row.start, row.end
+        record = Record(source, label_of(row), *span, count, fps=row.fps)
         parts[row.split].append(record)
     if missing and len(missing) == len(rows):
         raise BvtamError(
@@ -321,8 +323,12 @@ def _table(where: str, row: dict[str, str]) -> _Row:
     for name, low, high in (('last', first, last), ('end', start, end)):
         if low is not None and high is not None and high < low:
             raise BvtamError(f'{where}: {name} {high} lies before {low}')
+    fps = _number(where, 'fps', row.get('fps', ''), float)
+    if fps == 0:
+        raise BvtamError(f'{where}: fps must be above 0')
     split = _split(where, row['split']) if 'split' in row else ''
-    return _Row(where, [row['video']], row.get('label', ''), first, last, start, end, split)
+    label = row.get('label', '')
+    return _Row(where, [row['video']], label, first, last, start, end, split, fps=fps)
 
 
 def _kinetics(where: str, row: dict[str, str]) -> _Row:

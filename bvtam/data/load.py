@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 from ..errors import BvtamError, nearest
@@ -37,7 +38,7 @@ def load_records(
     folder `train/LABEL/...`, `val/LABEL/...`  class folders with parts (`test/`, with labels or not)
     folder `LABEL/...`                         class folders; `val_share` of each class is 'val'
     folder of videos, or one video             without labels, for `split=''`
-    CSV, header with `video`                   and `label`, `start,end`, `first,last`, `split`, or not
+    CSV, header with `video`                   `label`, `start,end`, `first,last`, `fps`, `split`, or not
     (or `path`, `filename`, `file`, ...)       (or `class`, `label_name`, `class_name`, ...)
     CSV, header with `youtube_id`              Kinetics: `label,youtube_id,time_start,time_end,split`
     CSV without header                         `video,label`, more columns ignored (Moments in Time)
@@ -165,11 +166,21 @@ def load_parts(
     else:
         base = Path(root) if root is not None else data.parent
         parts, names = read_list(data, base, names, urls)
-    check_frames(frames, fps, (record.source for part in parts.values() for record in part))
-    if frames or fps is not None:
-        for part, records in parts.items():
-            parts[part] = [replace(record, frames=frames, fps=fps) for record in records]
-    return parts, names
+    found = [record for records in parts.values() for record in records]
+    told = iter(with_frames(found, frames, fps))
+    return {part: list(islice(told, len(records))) for part, records in parts.items()}, names
+
+
+def with_frames(records: Sequence[Record], frames: str, fps: float | None) -> list[Record]:
+    """The records, with these names and rate of the frames of folders, where they are given.
+
+    Raises:
+        BvtamError: they are given, but no record is a folder.
+    """
+    check_frames(frames, fps, (record.source for record in records))
+    given = {'frames': frames} if frames else {}
+    given |= {'fps': fps} if fps is not None else {}
+    return [replace(record, **given) for record in records] if given else list(records)
 
 
 def _class_folders(

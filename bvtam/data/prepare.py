@@ -2,7 +2,8 @@
 
     OUT/prepare.json      every setting that decides what the files hold
     OUT/<as in SRC>       `name.mp4`, or folders `name/00001.jpg ...`
-    OUT/list.csv          video, label, of frame folders first and last frame, and split, as in SRC
+    OUT/list.csv          video, label, of frame folders first and last frame and, where it is known,
+                          frames a second, and split, as in SRC
     OUT/list.txt          of frame folders with labels: `folder first last label`, as the authors';
                           where SRC names its parts, a list for each, `train.txt`
     OUT/labels.txt        names of the labels, if they have any, in the order of their numbers
@@ -170,7 +171,7 @@ def prepare(
                     if progress is not None:
                         progress(done, len(targets))
             made = [
-                (targets[part].as_posix(), record.label, of_split)
+                (targets[part].as_posix(), record.label, of_split, _rate(part, encoding))
                 for record, part, of_split in zip(records, parts, splits, strict=True)
                 if part not in failed
             ]
@@ -350,32 +351,37 @@ def _work(job: tuple[Record, Path], encoding: Encoding, scratch: Path, time_limi
 def _write_lists(
     out: Path,
     name: str,
-    made: Sequence[tuple[str, int, str]],
+    made: Sequence[tuple[str, int, str, float | None]],
     names: Sequence[str] | None,
     format: str,
 ) -> Path:
     """The lists of `made`, paths in `out` with labels and parts; the path of the CSV file."""
     frames = format == 'frames'
-    spans = [(1, len(os.listdir(out / path))) if frames else () for path, _, _ in made]
-    has_labels = any(label >= 0 for _, label, _ in made)
-    has_parts = any(split for _, _, split in made)
+    spans = [(1, len(os.listdir(out / path))) if frames else () for path, *_ in made]
+    has_labels = any(label >= 0 for _, label, _, _ in made)
+    has_parts = any(split for _, _, split, _ in made)
+    has_rates = frames and any(rate is not None for *_, rate in made)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     columns = [
         'video',
         *['label'] * has_labels,
         *['first', 'last'] * frames,
+        *['fps'] * has_rates,
         *['split'] * has_parts,
     ]
     writer.writerow(columns)
-    for (path, label, split), span in zip(made, spans, strict=True):
+    for (path, label, split, rate), span in zip(made, spans, strict=True):
+        fps = '' if rate is None else f'{rate:.10g}'
         cell = '' if label < 0 else label if names is None else names[label]
-        writer.writerow([path, *[cell] * has_labels, *span, *[split] * has_parts])
+        writer.writerow(
+            [path, *[cell] * has_labels, *span, *[fps] * has_rates, *[split] * has_parts]
+        )
     _write(out, f'{name}.csv', text.getvalue())
     if frames and has_labels:
-        apart = ';' if any(' ' in path for path, _, _ in made) else ' '
+        apart = ';' if any(' ' in path for path, *_ in made) else ' '
         lines: dict[str, str] = {}
-        for (path, label, split), span in zip(made, spans, strict=True):
+        for (path, label, split, _), span in zip(made, spans, strict=True):
             line = apart.join(map(str, (path, *span, label)))
             lines[split] = f'{lines.get(split, "")}{line}\n'
         for split, content in lines.items():
@@ -383,6 +389,11 @@ def _write_lists(
     if names is not None:
         _write(out, LABELS, ''.join(f'{label}\n' for label in names))
     return out / f'{name}.csv'
+
+
+def _rate(part: Record, encoding: Encoding) -> float | None:
+    """Frames a second of what is made of a video, where it is known without a look into the video."""
+    return encoding.fps or (part.fps if os.path.isdir(part.source) else None)
 
 
 def _warn_of_others(out: Path, targets: Iterable[Path], listed: Path) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from ..clip import ClipConfig
 from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, load_records
 from ..data.directions import flip_label_map, names_tell_nothing
+from ..data.load import with_frames
 from ..data.motion import MotionClips, TwoLengths
 from ..data.transforms import TrainTransform, check_channels
 from ..errors import BvtamError, one_line
@@ -157,7 +158,6 @@ def load_data(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] | N
     images = architecture(recipe.model).startswith('blresnet')
     load = load_images if images else load_records
     options = {'root': data.root or None, 'seed': recipe.run.seed, 'urls': data.urls}
-    options |= {'frames': data.frames, 'fps': data.fps or None}
     first, second, splits = data.train, data.val, ('', '')
     if data.path:
         options['val_share'] = data.val_share
@@ -166,6 +166,8 @@ def load_data(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] | N
     val_records, val_names = [], names
     if second:
         val_records, val_names = load(second, splits[1], labels=names, **options)
+    found = with_frames([*train_records, *val_records], data.frames, data.fps or None)
+    train_records, val_records = found[: len(train_records)], found[len(train_records) :]
     if names is None and val_names:
         raise BvtamError(
             f'the labels of {first} are numbers and those of {second} names: write both alike'
