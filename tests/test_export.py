@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from choice import some
 from test_cli import run
 from test_stream import SAMPLE, classifier
 
@@ -54,7 +55,7 @@ def check_axes(path):
         assert [given.get_layout().get_index_by_name(name) for name in names] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize('suffix', LIBRARIES)
+@pytest.mark.parametrize('suffix', some(list(LIBRARIES), ['.onnx', '.xml']))
 @pytest.mark.parametrize(('name', 'options'), NETS)
 def test_an_exported_net_is_the_net(tmp_path, capfd, name, options, suffix):
     needs(suffix)

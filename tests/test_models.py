@@ -200,7 +200,7 @@ def test_one_net_any_clip(name):
     [
         ('bvtam_tiny_8x2', {}),
         pytest.param('bvtam_tiny_8x2', {'temporal': 'tsm'}, marks=pytest.mark.slow),
-        ('tam_resnet18_f8', {}),
+        pytest.param('tam_resnet18_f8', {}, marks=pytest.mark.slow),  # test_temporal_resnet.py
         ('blresnet50', {}),
     ],
 )

@@ -240,9 +240,7 @@ def test_eight_processes_download_once(served):
     hub, _, entry = served
     hub.slow('release.pth', 4_000_000)
     environment = {'TORCH_HOME': os.environ['TORCH_HOME']}
-    start = multiprocessing.get_context('forkserver')
-    start.set_forkserver_preload(['bvtam.hub.download', 'timm'])
-    with start.Pool(8) as pool:
+    with multiprocessing.get_context('spawn').Pool(8) as pool:
         folders = pool.starmap(_fetch, [(entry, environment)] * 8)
     assert len(set(folders)) == 1
     assert len(hub.seen('release.pth', 'GET')) == 1
