@@ -118,13 +118,6 @@ def test_the_option_of_av_open_that_later_releases_do_not_know(monkeypatch):
     pyav._metadata_may_raise.cache_clear()
 
 
-def test_interlacing_that_is_not_told():
-    """Frames of two fields are counted with care; without a word of it, all are."""
-    assert not pyav.may_be_interlaced(SimpleNamespace(field_order=1))
-    assert pyav.may_be_interlaced(SimpleNamespace(field_order=3))
-    assert pyav.may_be_interlaced(SimpleNamespace())
-
-
 def test_an_index_that_is_not_told():
     assert pyav.num_indexed(SimpleNamespace()) is None
     assert pyav.num_indexed(SimpleNamespace(index_entries=[1, 2])) == 2

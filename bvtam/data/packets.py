@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .fields import FieldFinder
-from .pyav import may_be_interlaced, num_indexed
+from .pyav import num_indexed
 from .seams import Damage, Seams, Tail, check
 
 # Codecs of which every packet that shows a picture shows one, and says so in its flags.
@@ -23,6 +23,7 @@ _ONE_TO_ONE |= {'mpeg2video', 'mpeg4', 'png', 'prores', 'vp8', 'vp9'}
 _MAYBE_FIELDS = ('mpegts', 'mpeg')  # formats of which a packet may be half of an interlaced frame
 _RAW = {'cavsvideo', 'evc', 'h264', 'hevc', 'm4v', 'mjpeg', 'mpegvideo', 'obu', 'vc1', 'vvc'}
 _NO_FIELDS = {'apng', 'gif', 'webp'}
+_INTERLACED = range(2, 6)  # of FFmpeg's AVFieldOrder
 _NO_PICTURE = 8  # bytes: an MPEG-4 packet no longer than this may say 'as before'
 _NEAR = 32  # packets; so many are passed over sooner than a seek finds its place
 
@@ -132,7 +133,7 @@ def _check_complete(
 def _table(format: str, stream: av.VideoStream, packets: list[_Packet]) -> FrameTable | None:
     codec = stream.codec_context
     name = codec.codec.canonical_name
-    interlaced = may_be_interlaced(codec)
+    interlaced = codec.field_order in _INTERLACED
     if (
         name not in _ONE_TO_ONE
         or (format == 'avi' and codec.has_b_frames)  # it keeps no times, and FFmpeg guesses
@@ -272,7 +273,7 @@ class Decoder:
     def length(self, frame: av.VideoFrame) -> float:
         """Seconds for which it is shown, 0 where that is not known; a field has half of a frame's."""
         codec = self.stream.codec_context
-        known = codec.codec.canonical_name in _NO_FIELDS or not may_be_interlaced(codec)
+        known = codec.codec.canonical_name in _NO_FIELDS or codec.field_order not in _INTERLACED
         return float((frame.duration or 0) * self.stream.time_base) if known else 0.0
 
     def frame(self, number: int) -> av.VideoFrame:

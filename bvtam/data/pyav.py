@@ -7,8 +7,6 @@ from typing import Any
 
 import av
 
-_INTERLACED = range(2, 6)  # of FFmpeg's AVFieldOrder
-
 
 def open_container(source: Any, **options: Any) -> av.container.InputContainer:
     """`av.open` to read; a title in another encoding than UTF-8 is no reason to refuse a video."""
@@ -21,12 +19,6 @@ def num_indexed(stream: av.VideoStream) -> int | None:
     """Packets in the container's index of a stream; None where PyAV does not tell."""
     entries = getattr(stream, 'index_entries', None)
     return None if entries is None else len(entries)
-
-
-def may_be_interlaced(codec: av.VideoCodecContext) -> bool:
-    """Whether a stream's frames may be of two fields; PyAV tells from release 18.1 on."""
-    order = getattr(codec, 'field_order', None)
-    return order is None or order in _INTERLACED
 
 
 @cache
