@@ -11,6 +11,7 @@ from .errors import BvtamError, nearest
 SAMPLINGS = ('uniform', 'dense')
 INTERPOLATIONS = ('bilinear', 'bicubic')
 CROPS = (1, 3, 5, 10)
+COLORS = ('tagged', 'jpeg')
 _LARGEST = 10_000  # frames, pixels, views: beyond it a setting is a mistake
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,6 +33,10 @@ class ClipConfig:
         num_clips, num_crops: views of one video; their class probabilities are averaged. One crop
             is the centre, 3 lie along the longer side, 5 are the corners and the centre, 10 are
             those 5 and their mirror images, which needs `flip`.
+        colors: how colours of videos are seen; images are as they are. 'tagged': as the tags of the
+            video say. 'jpeg': as in JPEG files that FFmpeg extracts, which keep the components of
+            the video and are read by BT.601, whatever matrix the tags name; networks that were
+            trained on such files know no other colours.
 
     Raises:
         BvtamError: a value of another type or outside its range.
@@ -48,13 +53,18 @@ class ClipConfig:
     flip: bool = False
     num_clips: int = 1
     num_crops: int = 1
+    colors: str = 'tagged'
 
     def __post_init__(self) -> None:
         for name in ('num_frames', 'frame_stride', 'resize', 'crop_size', 'num_clips', 'num_crops'):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= _LARGEST:
                 raise BvtamError(f'clip.{name} must be from 1 to {_LARGEST}, not {value!r}')
-        for name, choices in (('sampling', SAMPLINGS), ('interpolation', INTERPOLATIONS)):
+        for name, choices in (
+            ('sampling', SAMPLINGS),
+            ('interpolation', INTERPOLATIONS),
+            ('colors', COLORS),
+        ):
             if getattr(self, name) not in choices:
                 raise BvtamError(
                     f'clip.{name} must be one of {", ".join(choices)}, not {getattr(self, name)!r}'

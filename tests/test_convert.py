@@ -66,6 +66,7 @@ def test_options_are_inferred(tmp_path, layout, options, arch, model_args):
     ):
         torch.testing.assert_close(model.eval()(x), want, rtol=1e-4, atol=1e-4)
         assert len(model.clip_config.mean) == x.shape[1]
+        assert model.clip_config.colors == 'jpeg'
 
 
 @pytest.fixture(scope='module')

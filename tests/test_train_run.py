@@ -334,3 +334,11 @@ def test_a_second_stage_starts_from_a_run(finished):
     initialise(net, out)
     best = bvtam.create_model(f'local-dir:{out / "best"}', pretrained=True).state_dict()
     assert all(torch.equal(value, best[name]) for name, value in net.state_dict().items())
+
+
+def test_finetuning_goes_on_with_the_colours_that_the_weights_have_seen(tmp_path):
+    _, folder = zoo_folder(tmp_path / 'net', 'clip.colors=jpeg')
+    net = build_net(recipe(f'init={folder}'), list('abc'), 3)
+    assert net.clip_config.colors == 'jpeg'
+    net = build_net(recipe(f'init={folder}', 'clip.colors=tagged'), list('abc'), 3)
+    assert net.clip_config.colors == 'tagged'

@@ -421,6 +421,10 @@ def prepare(
     ] = None,
     frames: Frames = '',
     frame_rate: FolderRate = None,
+    colors: Annotated[
+        Literal['tagged', 'jpeg'],
+        typer.Option(help='Of JPEG files: by the tags of the video, or as FFmpeg extracts them.'),
+    ] = 'tagged',
     workers: Annotated[int | None, typer.Option(help='Processes (default: one per core).')] = None,
     split: Annotated[
         Literal['train', 'val', 'test'] | None, typer.Option(help='One part only (default: all).')
@@ -467,6 +471,7 @@ def prepare(
             gop=gop,
             quality=quality,
             fps=fps,
+            colors=colors,
             workers=workers,
             split=split or '',
             root=root or None,

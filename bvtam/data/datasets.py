@@ -86,7 +86,7 @@ class ClipReader:
         """
         clip, label = self.clip, record.label
         with machine_told(record.source), _on_disk(record.source, content) as path:
-            reader = self._open(path, record)
+            reader = self._open(path, record).with_colors(clip.colors)
             first, count = _range(reader, record)
             if self.train is not None:
                 frames = train_indices(

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import av
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torchvision.io import encode_jpeg
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import BvtamError
 from ..files import sync
+from .colors import UNTAGGED, Tags, check_colors, from_rgb
 from .failures import machine_told
 from .processes import watch
 from .reader import Reader, VideoError
@@ -29,7 +31,6 @@ FORMATS = {'video': (18, 0, 51), 'frames': (95, 1, 100)}  # quality: by default,
 IMAGE_NAME = '{:05d}.jpg'  # counted from 1, as in the authors' frame folders
 # Ticks a second. MPEG-4 allows no more than 65535 of them.
 _CLOCK = {'libx264': 90000, 'mpeg4': 60000}
-_BT601, _LIMITED_RANGE = 6, 1  # what swscale makes of RGB unless told otherwise
 _CHUNK_BYTES = 64 << 20  # of pictures that are held at a time
 _TOLERANCE = 1e-6  # seconds
 _LOOKAHEAD_BYTES = 512 << 20  # of frames that x264 looks at ahead
@@ -53,12 +54,19 @@ class Encoding:
     gop: int = 12
     quality: int | None = None
     codec: str = ''
+    colors: str = 'tagged'
 
     def __post_init__(self) -> None:
+        check_colors(self.colors)
         if self.format not in FORMATS:
             raise BvtamError(f'format must be one of {", ".join(FORMATS)}, not {self.format!r}')
         best, least, most = FORMATS[self.format]
         self.quality = best if self.quality is None else self.quality
+        if self.format == 'video' and self.colors != 'tagged':
+            raise BvtamError(
+                f'colors {self.colors} is of frames: a video keeps its tags, by which each network '
+                'sees the colours that it needs; leave it out, or take the format frames'
+            )
         if self.size < 16 or self.size % 2:
             raise BvtamError(f'size must be an even number from 16 on, not {self.size}')
         if self.fps is not None and not 0 < self.fps <= 1000:
@@ -92,8 +100,9 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
     watch(_HUNG * time_limit)
     try:
         with machine_told(part.source):
-            reader = open_record(part, time_limit=time_limit)
+            reader = open_record(part, time_limit=time_limit).with_colors(encoding.colors)
             indices, times, duration = _selection(reader, part, encoding.fps)
+            tags = reader.tags if encoding.format == 'video' else UNTAGGED
     except OSError as error:
         raise VideoError(error) from None
     chunks = _pictures(reader, indices, encoding.size, _HUNG * time_limit)
@@ -101,7 +110,8 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
         write_frames(path, chunks, encoding.quality)
         return len(indices)
     try:
-        write_video(path, chunks, times, duration, encoding, reader.pixel_aspect)
+        aspect = reader.pixel_aspect
+        write_video(path, chunks, times, duration, encoding, aspect, tags)
     except av.FFmpegError as error:
         if isinstance(error, OSError):
             raise
@@ -164,6 +174,7 @@ def write_video(
     duration: float,
     encoding: Encoding,
     pixel_aspect: Fraction = Fraction(1),
+    tags: Tags = UNTAGGED,
 ) -> None:
     """An MP4 file without sound that can be entered at every `gop`-th frame.
 
@@ -178,6 +189,8 @@ def write_video(
         duration: seconds from the first frame to the end of the last.
         encoding: codec, gop and quality.
         pixel_aspect: width of a pixel over its height, for players.
+        tags: of the video that the pictures are of, kept: its matrix and range are those that the
+            pictures are coded by.
 
     Raises:
         OSError: the file cannot be written.
@@ -204,8 +217,9 @@ def write_video(
         encoder.thread_count = 1
         if pixel_aspect != 1:
             encoder.sample_aspect_ratio = pixel_aspect
-        encoder.colorspace = encoder.color_primaries = encoder.color_trc = _BT601
-        encoder.color_range = _LIMITED_RANGE
+        encoder.colorspace, encoder.color_range = tags.matrix, tags.range
+        encoder.color_primaries, encoder.color_trc = tags.primaries, tags.transfer
+        reformatter = VideoReformatter()
         place = {tick: i for i, tick in enumerate(ticks)}
 
         def mux(packets: list[av.Packet]) -> None:
@@ -221,7 +235,7 @@ def write_video(
                 if codec == 'libx264' and ahead < 30:  # its preset's
                     encoder.options |= {'rc-lookahead': str(ahead)}
             rgb_HWC = picture.permute(1, 2, 0).contiguous().numpy()
-            frame = av.VideoFrame.from_ndarray(rgb_HWC, format='rgb24')
+            frame = from_rgb(reformatter, rgb_HWC, tags)
             frame.pts, frame.time_base = ticks[i], stream.time_base
             mux(stream.encode(frame))
         mux(stream.encode(None))

@@ -68,6 +68,7 @@ def prepare(
     gop: int = 12,
     quality: int | None = None,
     fps: float | None = None,
+    colors: str = 'tagged',
     workers: int | None = None,
     split: str = '',
     root: str | os.PathLike[str] | None = None,
@@ -102,6 +103,8 @@ def prepare(
         quality: of videos the constant rate factor, 0 (best) to 51, by default 18; of JPEG files 1
             to 100 (best), by default 95.
         fps: frames a second; None keeps all frames and their times.
+        colors: of JPEG files: 'tagged', as players show them, or 'jpeg', as FFmpeg extracts them, see
+            `ClipConfig`. Videos keep the tags of their source, so that either can be seen in them.
         workers: processes, each of one thread; None for as many as there are cores.
         split, root, labels, urls, frames: of `load_records`.
         frame_rate: frames a second of folders of images in the source, `fps` of `load_records`.
@@ -118,7 +121,7 @@ def prepare(
         BvtamError: a setting outside its range or not that of the earlier run, `out` inside the
             source or not writable, two sources with the same place in `out`, too many failures.
     """
-    encoding = Encoding(format, size, fps, gop, quality)
+    encoding = Encoding(format, size, fps, gop, quality, colors=colors)
     check_policy(on_error, ('raise', 'skip'))
     if workers is None:  # from Python 3.13 on, the cores that this process may use
         workers = getattr(os, 'process_cpu_count', os.cpu_count)() or 1
@@ -276,7 +279,7 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
         _write(out, SETTINGS, json.dumps(settings, indent=1) + '\n')
         return
     try:
-        before = dict(json.loads(read_text(path)))
+        before = {'colors': 'tagged', **json.loads(read_text(path))}
     except (ValueError, TypeError):
         raise BvtamError(f'{path} is damaged; name another folder') from None
     for name, value in settings.items():

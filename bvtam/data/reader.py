@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BvtamError
+from .colors import UNTAGGED, Tags
 from .failures import machine_told
 from .memory import DECODING, frame_bytes
 
@@ -70,6 +71,16 @@ class Reader:
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last."""
         raise NotImplementedError
+
+    @property
+    def tags(self) -> Tags:
+        """What a video says about its colours; of images, those that are written for them."""
+        return UNTAGGED
+
+    def with_colors(self, colors: str) -> Reader:
+        """A reader of the same video with colours 'tagged' or 'jpeg', as of `ClipConfig`; this one
+        where they are the same, as they are for images."""
+        return self
 
     def _read(self, indices: list[int]) -> Tensor:
         raise NotImplementedError

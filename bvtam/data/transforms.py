@@ -72,6 +72,7 @@ def to_crops(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
 
 def read_crops(reader: Reader, frames: Sequence[int], clip: ClipConfig) -> list[Tensor]:
     """`to_crops` of each clip, T after T of these frames of a video, without holding them whole."""
+    reader = reader.with_colors(clip.colors)
     crops = reader.read_each(frames, partial(to_crops, clip=clip))
     return [torch.cat(crops[i : i + clip.num_frames], 2) for i in range(0, len(crops), clip.num_frames)]  # fmt: skip
 

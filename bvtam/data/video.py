@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ..errors import BvtamError
 from .addresses import PROTOCOLS, check_protocol, protocol_of, whitelist
+from .colors import Tags, check_colors, tags_of, to_rgb
 from .complete import cut_short
 from .failures import machine_error
 from .frames import FrameArray, FrameFolder, check_frames
@@ -55,6 +56,7 @@ def open_video(
     source: object,
     time_limit: float = 60.0,
     protocols: Iterable[str] = PROTOCOLS,
+    colors: str | None = None,
     *,
     frames: str = '',
     fps: float | None = None,
@@ -65,10 +67,12 @@ def open_video(
         source: a path, an address such as `https://...`, '-' for standard input, a folder of
             images, an array or tensor of frames, a list of PIL images or of arrays, one a frame, the
             bytes of a file, a binary file object, which is read from where it stands and stays
-            open, or a reader, which is returned as it is.
+            open, or a reader, which is returned as it is, or with other `colors`.
         time_limit: seconds without progress after which a source is given up.
         protocols: of addresses that may be opened, themselves and by redirects and playlists; none
             for local files alone. A path is always one, whatever is before a colon in it.
+        colors: 'tagged' or 'jpeg', of `ClipConfig`; None for 'tagged', or as a reader has them. A
+            network that is given the reader sees those of its own ClipConfig all the same.
         frames: how the frames of a folder are named, `img_{:05d}.jpg` or `img_*.jpg`; not needed
             where all of its numbered images are named alike.
         fps: frames a second of a folder, an array or a list, 25 where it is left out. Other videos
@@ -76,15 +80,17 @@ def open_video(
 
     Raises:
         FileNotFoundError: there is no such file.
-        BvtamError: a source of another kind, an empty file, or an address of another protocol;
-            `frames` or `fps` of a video that they are not for.
+        BvtamError: a source of another kind, an empty file, an address of another protocol, or
+            unknown `colors`; `frames` or `fps` of a video that they are not for.
     """
+    if colors is not None:
+        check_colors(colors)
     rate = 25.0 if fps is None else fps
     is_path = isinstance(source, (str, os.PathLike))
     if is_path and os.path.isdir(source):
         return FrameFolder(source, frames or None, fps=rate)
     if is_path:
-        video = VideoFile(source, time_limit, protocols)
+        video = VideoFile(source, time_limit, protocols, colors or 'tagged')
         check_frames(frames, fps, ())
         return video
     check_frames(frames, None, ())
@@ -94,9 +100,10 @@ def open_video(
         return FrameList(source, rate)
     check_frames('', fps, ())
     if isinstance(source, Reader):
-        return source
+        return source if colors is None else source.with_colors(colors)
+    colors = colors or 'tagged'
     if isinstance(source, (bytes, bytearray, memoryview)) or is_file(source):
-        return _Copied(source, time_limit)
+        return _Copied(source, time_limit, colors)
     raise BvtamError(
         'a video is a path, an address, a binary file, its bytes, a list of images or an array of '
         f'frames, not {type(source).__name__}'
@@ -131,10 +138,12 @@ class VideoFile(Reader):
             What can be read only once, a pipe, is copied to a temporary file at the first use.
         time_limit: seconds without progress after which a source is given up.
         protocols: as of `open_video`.
+        colors: 'tagged' or 'jpeg', of `ClipConfig`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BvtamError: the path is a folder, the file is empty, or an address of another protocol.
+        BvtamError: the path is a folder, the file is empty, an address of another protocol, or
+            unknown `colors`.
         VideoError: from all but the constructor, if the video cannot be opened or decoded, is
             damaged, or stalls.
     """
@@ -144,7 +153,9 @@ class VideoFile(Reader):
         path: str | os.PathLike[str],
         time_limit: float = 60.0,
         protocols: Iterable[str] = PROTOCOLS,
+        colors: str = 'tagged',
     ) -> None:
+        self.colors = check_colors(colors)
         self.name, self.time_limit = os.fspath(path), float(time_limit)
         if not self.time_limit > 0:
             raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
@@ -199,12 +210,24 @@ class VideoFile(Reader):
             a, b, *_ = _display_matrix(Decoder(container, stream).frame(0))
             return 1 / aspect if abs(b) > abs(a) else aspect
 
-    @closed_at_exit
+    @property
+    def tags(self) -> Tags:
+        """Of its first frame."""
+        with self._opened() as (container, stream):
+            return tags_of(Decoder(container, stream).frame(0))
+
+    def with_colors(self, colors: str) -> Reader:
+        return self if colors == self.colors else _Recoloured(self, check_colors(colors))
+
     def play(self) -> Iterator[tuple[float, Tensor]]:
         """As `Reader.play`, of sources that have no end as well: nothing is read ahead or kept.
 
         A pipe is not copied, so it can be played once, and a camera (/dev/video0) is opened as one.
         """
+        return self._play(self.colors)
+
+    @closed_at_exit
+    def _play(self, colors: str) -> Iterator[tuple[float, Tensor]]:
         reformatter, matrix, size = VideoReformatter(), (1, 0, 0, 1), None
         with self._opened(live=True) as (container, stream):
             clock = Clock(stream)
@@ -216,7 +239,7 @@ class VideoFile(Reader):
                 if size is None:
                     size = frame.width, frame.height
                     matrix = _display_matrix(frame)
-                rgb = _rgb(reformatter, frame, size)
+                rgb = to_rgb(reformatter, frame, size, colors)
                 second = clock(decoder.seconds(frame))
                 yield second, _upright(torch.from_numpy(rgb), matrix).permute(2, 0, 1)
             if size is None:
@@ -258,7 +281,7 @@ class VideoFile(Reader):
                 raise Damage('no frame can be decoded')
             return counted_table(stream, seconds, last)
 
-    def _read(self, indices: list[int]) -> Tensor:
+    def _read(self, indices: list[int], colors: str = '') -> Tensor:
         places = defaultdict(list)
         for place, index in enumerate(indices):
             places[index].append(place)
@@ -271,23 +294,25 @@ class VideoFile(Reader):
             for place in places[index]:  # faster than by a list of them
                 picked[place] = picture_HWC
 
-        self._take(sorted(places), take)
+        self._take(sorted(places), take, colors or self.colors)
         return picked.permute(0, 3, 1, 2)  # a copy in this order would take as long as the colours
 
-    def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
+    def _read_each(
+        self, indices: list[int], function: Callable[[Tensor], Result], colors: str = ''
+    ) -> list[Result]:
         found = {}
 
         def take(index: int, picture_HWC: Tensor) -> None:
             found[index] = function(picture_HWC.contiguous().permute(2, 0, 1)[None])
 
-        self._take(sorted(set(indices)), take)
+        self._take(sorted(set(indices)), take, colors or self.colors)
         return [found[index] for index in indices]
 
-    def _take(self, indices: list[int], take: Callable[[int, Tensor], None]) -> None:
+    def _take(self, indices: list[int], take: Callable[[int, Tensor], None], colors: str) -> None:
         """Gives the frames (H, W, C) at `indices`, which rise, to `take`; some twice, the last counts."""
         table = self._frames()
         try:
-            return self._pick(indices, table, take)
+            return self._pick(indices, table, take, colors)
         except Mismatch as error:
             if table.pts is None:
                 raise VideoError(f'{self.name} has changed while it was read') from None
@@ -298,10 +323,14 @@ class VideoFile(Reader):
                 f'{self.name} is damaged: {self.num_frames} of {len(table.times)} frames can be '
                 'decoded; fetch or encode the video again'
             )
-        return self._pick(indices, counted, take)
+        return self._pick(indices, counted, take, colors)
 
     def _pick(
-        self, indices: list[int], table: FrameTable, take: Callable[[int, Tensor], None]
+        self,
+        indices: list[int],
+        table: FrameTable,
+        take: Callable[[int, Tensor], None],
+        colors: str,
     ) -> None:
         with self._opened() as (container, stream):
             size = self._size or (stream.codec_context.width, stream.codec_context.height)
@@ -314,8 +343,8 @@ class VideoFile(Reader):
                 if (frame.width, frame.height) != size and self._size is None:
                     self._size = self._first_size()
                     if self._size != size:  # the header's is not the first frame's
-                        return self._pick(indices, table, take)
-                rgb = _rgb(reformatter, frame, size)
+                        return self._pick(indices, table, take, colors)
+                rgb = to_rgb(reformatter, frame, size, colors)
                 asked = matrix is None
                 if asked:
                     matrix = _display_matrix(frame)
@@ -423,11 +452,54 @@ class VideoFile(Reader):
 class _Copied(VideoFile):
     """The bytes of a file, or a file object: what it gives is copied to a temporary file at once."""
 
-    def __init__(self, source: Any, time_limit: float) -> None:
+    def __init__(self, source: Any, time_limit: float, colors: str = 'tagged') -> None:
         path = copied(source)
         weakref.finalize(self, remove, path, os.getpid())
-        super().__init__(path, time_limit, ())
+        super().__init__(path, time_limit, (), colors)
         self._is_file, self._copy, self.name = False, path, source_name(source)
+
+
+class _Recoloured(Reader):
+    """A video file with other colours than its reader was opened for, whose tables it shares."""
+
+    def __init__(self, video: VideoFile, colors: str) -> None:
+        self._video, self.colors, self.name = video, colors, video.name
+
+    @property
+    def frame_pixels(self) -> int:
+        return self._video.frame_pixels
+
+    @property
+    def num_frames(self) -> int:
+        return self._video.num_frames
+
+    @property
+    def times(self) -> Tensor:
+        return self._video.times
+
+    @property
+    def duration(self) -> float:
+        return self._video.duration
+
+    @property
+    def tags(self) -> Tags:
+        return self._video.tags
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        return self._video.pixel_aspect
+
+    def with_colors(self, colors: str) -> Reader:
+        return self if colors == self.colors else self._video.with_colors(colors)
+
+    def play(self) -> Iterator[tuple[float, Tensor]]:
+        return self._video._play(self.colors)
+
+    def _read(self, indices: list[int]) -> Tensor:
+        return self._video._read(indices, self.colors)
+
+    def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
+        return self._video._read_each(indices, function, self.colors)
 
 
 def _to_show(streams: list[av.VideoStream]) -> av.VideoStream:
@@ -443,17 +515,6 @@ def _to_show(streams: list[av.VideoStream]) -> av.VideoStream:
 @cache
 def _allowed_formats(remote: bool = False) -> str:
     return ','.join(sorted(av.formats_available - _LISTS | (_STREAMS if remote else set())))
-
-
-_FULL_RANGE = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np.uint8)
-
-
-def _rgb(reformatter: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    """The frame as uint8 RGB (H, W, C) of `size`, by its colour tags."""
-    rgb = reformatter.reformat(frame, *size, 'rgb24', threads=1).to_ndarray()
-    if frame.format.name.startswith('gray') and frame.color_range == ColorRange.MPEG:
-        return _FULL_RANGE[rgb]  # swscale takes every grey format for full range
-    return rgb
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -74,6 +74,8 @@ def build_net(recipe: Recipe, label_names: list[str] | None, num_classes: int) -
     net.first_flip = first.flip if first else None
     # An image is a clip of one frame.
     clip = net.clip_config or ClipConfig(num_frames=1, flip=True).with_channels(net.in_chans)
+    if first is not None:  # the colours that the weights have seen
+        clip = replace(clip, colors=first.colors)
     net.clip_config = replace(clip, **recipe.clip)
     if recipe.run.channels_last:
         net.to(memory_format=torch.channels_last)

@@ -16,6 +16,8 @@ from ..clip import ClipConfig
 from . import store
 from .table import Entry
 
+_JPEG_COLORS = ('colours of videos as in the JPEG files that FFmpeg extracts (`colors: jpeg`)',)
+
 
 def write_config(model: nn.Module, path: Path, licence: str = '', weights: str = '') -> None:
     """`config.json`: timm's keys, "clip" and, where they are known, label names; "weights" names the
@@ -104,6 +106,7 @@ def _facts(model: nn.Module, entry: Entry | None) -> str:
             *(frames if model.input_kind == 'clip' else ()),
             f'shorter side {clip.resize}, crop {clip.crop_size}',
             f'views at test time: {clip.num_clips} clip(s) x {clip.num_crops} crop(s)',
+            *(_JPEG_COLORS if clip.colors == 'jpeg' else ()),
         ]
     if entry and entry.costs:
         view = (

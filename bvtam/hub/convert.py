@@ -332,7 +332,8 @@ def convert(
         cfg |= {'input_size': (identity.in_chans, 224, 224), 'mean': mean, 'std': std}
     model = model_entrypoint(arch)(pretrained=False, pretrained_cfg_overlay=cfg, **options)
     if model.clip_config:
-        clip = dict(entry.clip or {}) if entry else {}
+        clip = {'colors': 'jpeg'}  # the scripts of all four releases extract JPEG files
+        clip |= (entry.clip or {}) if entry else {}
         if identity.in_chans != 3:
             clip |= {'mean': cfg['mean'], 'std': cfg['std']}
         model.clip_config = ClipConfig.from_dict(model.clip_config.to_dict() | clip)

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ..data.colors import UNTAGGED
 from ..data.encode import Encoding, write_video
 from ..data.reader import Reader, VideoError
 from ..data.video import open_video
@@ -159,6 +160,7 @@ def save_annotated(
 
     gif = path.suffix.lower() == '.gif'
     indices, ticks = _gif_frames(reader) if gif else (list(range(reader.num_frames)), [])
+    tags = UNTAGGED if gif else reader.tags
     tell = progress or (lambda done, total: None)
 
     def images() -> Iterator[Image.Image]:
@@ -172,8 +174,8 @@ def save_annotated(
             _write_gif(new, images(), ticks)
         else:
             chunks = (F.pil_to_tensor(image)[None] for image in images())
-            quality = Encoding(gop=50, quality=20)
-            write_video(new, chunks, reader.times, reader.duration, quality, reader.pixel_aspect)
+            quality, aspect = Encoding(gop=50, quality=20), reader.pixel_aspect
+            write_video(new, chunks, reader.times, reader.duration, quality, aspect, tags)
 
 
 def _changes(found: list[dict[str, Any]]) -> list[float]:

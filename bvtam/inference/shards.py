@@ -95,6 +95,8 @@ class ShardFolder:
     def _check(self) -> None:
         found = _read_settings(self.folder)
         found['prefix'] = found.get('prefix')
+        if isinstance(found.get('clip'), dict):  # of earlier versions
+            found['clip'] = {'colors': 'tagged', **found['clip']}
         self.settings['prefix'] = found['prefix']  # how the first run spelled where the videos are
         for key in [*self.settings, *found]:
             theirs, ours = found.get(key), self.settings.get(key)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.addresses import PROTOCOLS
 from ..data.reader import closed_at_exit
 from ..data.transforms import normalize, to_crops
 from ..data.video import open_video
@@ -193,7 +194,8 @@ def predict_stream(
             yield {'time': second, 'frame': number, 'top': top}
 
     due, seen, x = 0.0, 0, None
-    for number, (second, picture) in enumerate(open_video(video, time_limit).play()):
+    reader = open_video(video, time_limit, PROTOCOLS, net.clip.colors)
+    for number, (second, picture) in enumerate(reader.play()):
         if fps is not None:
             if second < due - _TOLERANCE:
                 continue
