@@ -400,6 +400,25 @@ def test_directions_in_other_words_are_never_mirrored(pair, caplog):
     assert all(name in caplog.text for name in pair.split())
 
 
+@pytest.mark.parametrize(
+    'pair',
+    [
+        "3 o'clock/9 o'clock",
+        '3 o clock/9 O_Clock',
+        'Lhook/Rhook',
+        'swipel/swiper',
+        'rotcw/rotccw',
+        'roll 90/roll -90',
+        'swipe >/swipe <',
+        'Linkskurve/venstresving',
+        'batı/doğu',
+        'look tl/look tr',
+    ],
+)
+def test_directions_by_a_letter_a_sign_or_a_compound_are_never_mirrored(pair):
+    assert flip_label_map([*pair.split('/'), 'locking', 'rocking']) == {2: 2, 3: 3}
+
+
 def test_short_clockwise_is_clockwise():
     assert flip_label_map(['CW', 'CCW']) == flip_label_map(['spin_acw', 'spin_cw']) == {0: 1, 1: 0}
 

@@ -49,7 +49,7 @@ _WORDS = _listed(
     # Germanic
     'linke linken linkem linkes links rechte rechten rechtem rechter rechtes rechts osten westen '
     'ostwarts westwarts ost backbord steuerbord oost oosten bakboord stuurboord regs vinstri haegri hægri '
-    'vanster vanstra hoger hogra venstre hojre højre hoejre hoyre høyre medurs moturs oster vaster '
+    'vanster vanstra hoger hogra venstre hojre højre hoejre hoyre høyre medurs moturs uzs oster vaster '
     # Slavic and Baltic
     'lewo lewa lewy lewe lewej lewą lewym prawo prawa prawy prawe prawej prawym zegara leva levo levy leve '
     'leveho vlevo doleva prava pravo pravy prave vpravo doprava vlavo dolava lava lavy lave lijevo lijeva '
@@ -57,23 +57,23 @@ _WORDS = _listed(
     'kreisi kreisa labi laba kaire kairen desine desinen '
     # Uralic, Turkic and others of Europe
     'vasen vasempaan vasemmalle oikea oikealle myotapaivaan vastapaivaan ita lansi vasak vasakule parem '
-    'paremale bal balra jobb jobbra kelet nyugat sol sola soldan solak sag saga sagdan dogu bati ezker '
+    'paremale bal balra jobb jobbra kelet nyugat sol sola soldan solak sag saga sagdan dogu bati batı ezker '
     'eskuin chwith majtas djathtas sinister dexter dextra levus '
     # Asia and Africa in Latin letters
     'kiri kanan trai phai kaliwa timur barat kushoto kulia mashariki magharibi bidix midig hidari migi '
-    'higashi nishi zuo zuobian youbian xiangzuo xiangyou oenjjok wenjjok oreunjjok baayen baayein daayen '
+    'higashi nishi zuo zuobian youbian xiangzuo xiangyou zuozhuan youzhuan zuoshou youshou oenjjok wenjjok oreunjjok baayen baayein daayen '
     'daayein bayen dayen baaye daaye dahina yasar yameen yamin shimal smol smola yamina'
 )
 _STEMS = _listed(  # of words that end in many ways
-    'izquierd derech gauch droit sinistrors destrors esquerd direit linker linksh linksr linkso linksw '
-    'rechts uhrzeiger kloksgewijs vasem oikeal oikeas vanster hogers anticlock counterclock contraclock '
+    'izquierd derech gauch droit sinistrors destrors esquerd direit linker links rechterh '
+    'rechts venstre højre hojre høyre hoyre uhrzeiger kloksgewijs vasem oikeal oikeas vanster hogers anticlock counterclock contraclock '
     'antihorari antiorari eastward westward eastbound westbound northeast northwest southeast southwest '
     'maldekstr dekstr lijev desnic ezkerr eskuin nalijev nadesn'
 )
 _OTHER_SCRIPTS = _listed(  # found anywhere, since many scripts put no spaces between words
     '左 右 东 東 西 时针 時針 時計 ひだり みぎ ヒダリ ミギ レフト 왼 오른 좌 우측 우회 우로 시계 동쪽 서쪽 '
     'лев лів ляв прав дясн десн часов стрелк восто запад схід захід зүүн баруун солға оңға αριστερ δεξι '
-    'ανατολ δυτικ يسار يمين شمال شرق غرب چپ راست بائی دائی שמאל ימין מזרח מערב बाए बायें बाया बायीं दाए '
+    'ανατολ δυτικ يسار يمين شمال شرق غرب چپ راست بائی دائی שמאל ימין ימינ מזרח מערב बाए बायें बाया बायीं दाए '
     'दायें दाया दायीं दाहिन डाव उजव বাম বাঁ ডান இடது வலது ఎడమ కుడి ಎಡ ಬಲ ഇടത വലത ડાબ જમણ ਖੱਬ ਸੱਜ වම් දකුණ ซ้าย ขวา '
     'ຊ້າຍ ຂວາ ဘယ် ညာ ឆ្វេង ស្តាំ ស្ដាំ მარცხ მარჯვ ձախ աջ ግራ ቀኝ'
 )
@@ -84,9 +84,11 @@ _PAIRS = [
     for pair in _listed(
         'l/r g/d i/d s/d e/d l/d l/p p/l v/h b/j e/w e/o o/w v/z k/l izq/der esq/dir sin/des sin/dx '
         'est/ouest est/ovest est/vest este/oeste zuo/you levo/pravo port/starboard linke/rechte link/recht '
-        'linker/rechter lewy/prawy levy/pravy л/п з/в cw/ccw cw/acw cw/ac chap/rast lef/rig ne/nw se/sw'
+        'linker/rechter lewy/prawy levy/pravy л/п з/в cw/ccw cw/acw cw/ac chap/rast lef/rig ne/nw se/sw '
+        'tl/tr bl/br ul/ur ll/lr fl/fr rl/rr li/re pos/neg positive/negative plus/minus nearside/offside'
     )
 ]
+_L_OR_R = str.maketrans('lr', 'rl')  # Lhook, Rhook
 # Names of which no word tells anything.
 _NUMBERED = {'action', 'c', 'category', 'class', 'classe', 'clase', 'cls', 'gesture', 'id', 'klasse', 'label'}  # fmt: skip
 
@@ -105,6 +107,7 @@ def flip_label_map(label_names: Sequence[str]) -> dict[int, int]:
     places = defaultdict(list)
     for label, key in enumerate(keys):
         places[key].append(label)
+    names = {key: [label_names[label] for label in labels] for key, labels in places.items()}
     found, alone = {}, []
     for label, key in enumerate(keys):
         mirrored = tuple(_MIRRORED.get(word, word) for word in key)
@@ -117,7 +120,7 @@ def flip_label_map(label_names: Sequence[str]) -> dict[int, int]:
             rest = () if partners else key
             partners = partners or [label]
         name = label_names[label]
-        if len(partners) != 1 or any(map(_is_direction, rest)) or _marked(name, key, places):
+        if len(partners) != 1 or any(map(_is_direction, rest)) or _marked(name, key, names):
             alone.append(name)
         else:
             found[label] = partners[0]
@@ -143,21 +146,31 @@ def _is_direction(word: str) -> bool:
     """Whether a word, as `_words` gives it, means a direction all by itself."""
     if word in _NO_DIRECTION:
         return False
-    english = word.startswith(('left', 'right')) or word.endswith(('left', 'right', 'clockwise'))
+    english = word.startswith(('left', 'right'))
+    english |= word.endswith(('left', 'right', 'clockwise', 'cw'))
     return english or word in _WORDS or word in ('l', 'r') or word.startswith(_STEMS)
 
 
-def _marked(name: str, key: tuple[str, ...], keys: dict[tuple[str, ...], list[int]]) -> bool:
-    """Whether a label names a direction by a sign, another script, a capital or its neighbours."""
+def _marked(name: str, key: tuple[str, ...], names: dict[tuple[str, ...], list[str]]) -> bool:
+    """Whether a label names a direction by a sign, another script, a capital or its neighbours.
+
+    Args:
+        names: the labels of each tuple of words.
+    """
     text = _plain(name)
     if _SIGNS.search(name) or any(_plain(stem) in text for stem in _OTHER_SCRIPTS):
         return True
     if len(key) > 1 and re.search(r'(?<![^\W_])([EW]|[NS]E)(?![^\W_])', name):
         return True
+    if len({''.join(re.findall(r'[^\w\s]', other)) for other in names[key]}) > 1:
+        return True  # but for its signs it is another one: swipe+, swipe-
     for i, word in enumerate(key):
-        for pair in _PAIRS:
-            if word in pair and any((*key[:i], x, *key[i + 1 :]) in keys for x in pair - {word}):
-                return True
+        swapped = word.translate(_L_OR_R)
+        pairs = [pair for pair in _PAIRS if word in pair]
+        if not word.endswith('ing'):  # locking, rocking
+            pairs.append({swapped[:1] + word[1:], word[:-1] + swapped[-1:]})
+        if any((*key[:i], x, *key[i + 1 :]) in names for x in set().union(*pairs) - {word}):
+            return True
     return False
 
 
@@ -165,10 +178,10 @@ def _words(name: str) -> tuple[str, ...]:
     """Lower-case words of a label, also of one in camel case, without accents; anticlockwise, CW and
     the like are two of them, and what is cut short before an apostrophe is none."""
     name = re.sub('(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', name)
-    name = re.sub(r"\b[^\W\d_]['’](?=[^\W\d_])", '', _plain(name))
+    name = re.sub(r"\bo(['’]|[\W_]+)?clock", 'oclock', _plain(name))
+    name = re.sub(r"\b[^\W\d_]['’](?=[^\W\d_])", '', name)
     name = re.sub(r'clock[\W_]+wise', 'clockwise', name)
     name = re.sub(r'(contra|counter|anti)[\W_]*clockwise', 'counterclockwise', name)
-    name = re.sub(r"\bo['’]?clock", 'oclock', name)
     words = re.findall(r'[^\W\d_]+|\d+', name)
     short = {'cw': 'clockwise', 'ccw': 'counterclockwise', 'acw': 'counterclockwise'}
     return tuple(short.get(word, word) for word in words)
