@@ -548,6 +548,19 @@ def test_parts_of_a_stream_put_together(tmp_path, codec, reset):
                 use()
 
 
+def test_parts_are_put_together_whatever_the_counter_before_was(tmp_path):
+    """One in sixteen ends with the number that the next begins with, as a packet sent twice does."""
+    data = write(tmp_path / 'a.ts', 'mpeg2video', range(5)).read_bytes()
+    path = tmp_path / 'whole.ts'
+    for shift in range(16):
+        second = bytearray(data)
+        for place, pid, *_ in blocks(data):
+            if pid == 256:
+                second[place + 3] = data[place + 3] & 240 | (data[place + 3] + shift) % 16
+        path.write_bytes(data + second)
+        assert VideoFile(path).num_frames == 10
+
+
 def test_a_part_that_is_missing_between_others(tmp_path):
     """Files of one writer begin alike, so a later one is known for such; a gap does not end so."""
     found, path = parts(tmp_path, 'libx264'), tmp_path / 'whole.ts'

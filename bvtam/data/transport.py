@@ -156,7 +156,7 @@ def breaks_between(file: BinaryIO, start: int, end: int, pid: int) -> bool | Non
     if None in packets or not mine or end - start > _MOST:
         return False
     *within, last = ((b.counter - a.counter) % 16 for a, b in pairwise([*mine, after]))
-    if last < 2 or set(within) - {0, 1}:
+    if last == 1 or set(within) - {0, 1}:
         return False
     return _is_whole(mine) or None
 
