@@ -435,7 +435,7 @@ def unpadded(data):
     """The last packet's stuffing as zeros behind its picture, which codecs allow."""
     *_, last = (place for place, pid, *_ in blocks(data) if pid == 256)
     block = data[last : last + 188]
-    assert block[3] & 0x20 and block[5] == 0
+    assert block[3] & 0x20
     payload = block[5 + block[4] :]
     block = block[:3] + bytes([block[3] & ~0x20]) + payload + bytes(184 - len(payload))
     return data[:last] + block + data[last + 188 :]

@@ -191,12 +191,13 @@ def bar(what: str) -> Iterator[Callable[..., None]]:
         TextColumn('{task.fields[note]}', markup=False),
     )
     console = Console(stderr=True)
-    shown = console.is_terminal and os.environ.get('LOCAL_RANK', '0') == '0'  # one of a launch
+    if not console.is_terminal or os.environ.get('LOCAL_RANK', '0') != '0':  # one of a launch
+        yield lambda done=None, total=None, note=None: None
+        return
     with Progress(
         *columns,
         console=console,
         transient=True,
-        disable=not shown,
         redirect_stdout=sys.stdout.isatty(),  # else results would go to stderr
     ) as bars:
         task = bars.add_task(what, total=None, note='')

@@ -82,7 +82,7 @@ def predict(
     stream: Annotated[
         bool,
         typer.Option(
-            '--stream', help='Answer while one video comes: a file, a pipe, an URL, /dev/video0.'
+            '--stream', help='Answer while one video comes: a file, a pipe, a URL, /dev/video0.'
         ),
     ] = False,
     fps: Annotated[
@@ -111,7 +111,9 @@ def predict(
     frame_rate: FolderRate = None,
     time_limit: TimeLimit = 60.0,
     protocols: Protocols = 'http,https,rtsp',
-    as_json: Json = False,
+    as_json: Annotated[
+        bool, typer.Option('--json', help='Print one JSON document; with --stream, one a line.')
+    ] = False,
 ) -> None:
     """Name what videos show: the likeliest classes and their scores."""
     from ..data.addresses import is_url
