@@ -88,6 +88,7 @@ _PAIRS = [
         'tl/tr bl/br ul/ur ll/lr fl/fr rl/rr li/re pos/neg positive/negative plus/minus nearside/offside'
     )
 ]
+_LONE_SIGNS = re.compile(r'(?<!\w)[^\w\s]|[^\w\s](?!\w)')  # not those that join two words
 _L_OR_R = str.maketrans('lr', 'rl')  # Lhook, Rhook
 # Names of which no word tells anything.
 _NUMBERED = {'action', 'c', 'category', 'class', 'classe', 'clase', 'cls', 'gesture', 'id', 'klasse', 'label'}  # fmt: skip
@@ -162,7 +163,7 @@ def _marked(name: str, key: tuple[str, ...], names: dict[tuple[str, ...], list[s
         return True
     if len(key) > 1 and re.search(r'(?<![^\W_])([EW]|[NS]E)(?![^\W_])', name):
         return True
-    if len({''.join(re.findall(r'[^\w\s]', other)) for other in names[key]}) > 1:
+    if len({''.join(_LONE_SIGNS.findall(other)) for other in names[key]}) > 1:
         return True  # but for its signs it is another one: swipe+, swipe-
     for i, word in enumerate(key):
         swapped = word.translate(_L_OR_R)
