@@ -632,7 +632,7 @@ def by_dataset(cases, folder):
     failures = Failures(len(cases), max_failed=1, path=folder / 'errors.csv')
     found, samples = {}, []
     for batch in DataLoader(
-        data, batch_size=4, num_workers=2, collate_fn=collate_measured, timeout=60
+        data, batch_size=4, num_workers=2, collate_fn=collate_measured, timeout=240
     ):
         for failure in batch['failed']:
             failures.add(*failure)
