@@ -59,7 +59,9 @@ def recode(clip_CTHW: Tensor, quantiser: int) -> Tensor:
     reformat = (
         VideoReformatter().reformat
     )  # one for all frames: setting it up takes most of the time
-    pictures = [torch.from_numpy(reformat(f, format='rgb24').to_ndarray()) for f in frames]
+    pictures = [
+        torch.from_numpy(reformat(f, format='rgb24', threads=1).to_ndarray()) for f in frames
+    ]
     return torch.stack(pictures).permute(3, 0, 1, 2)
 
 

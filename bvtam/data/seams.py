@@ -6,6 +6,7 @@ from collections import deque
 from typing import NamedTuple
 
 import av
+from av.video.reformatter import VideoReformatter
 
 from . import transport
 from .memory import MAX_PIXELS
@@ -39,7 +40,7 @@ class Tail(NamedTuple):
         decoder = av.CodecContext.create(self.codec, 'r')
         decoder.extradata, decoder.thread_count = self.extradata, 1
         decoder.options = {'max_pixels': str(MAX_PIXELS)}
-        broken, found = 0, []
+        broken, found, reformatter = 0, [], VideoReformatter()
         for data in [*packets, None]:
             try:
                 frames = decoder.decode(None if data is None else av.Packet(data))
@@ -48,7 +49,9 @@ class Tail(NamedTuple):
                 continue
             for frame in frames:
                 broken += frame.is_corrupt
-                found.append(hash(frame.to_ndarray(format='rgb24').tobytes()))
+                # Threads of its own would hang in a process that was forked (PyAV 19).
+                rgb = reformatter.reformat(frame, format='rgb24', threads=1)
+                found.append(hash(rgb.to_ndarray().tobytes()))
         return broken, found
 
 
