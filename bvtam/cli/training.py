@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,10 +80,7 @@ def train(
         chosen = chosen.with_data(data)
     given = {'frames': frames, 'fps': frame_rate}
     given = {key: value for key, value in given.items() if value not in ('', None)}
-    if given:
-        chosen = Recipe.from_dict(
-            {**chosen.to_dict(), 'data': {**chosen.to_dict()['data'], **given}}
-        )
+    chosen = replace(chosen, data=replace(chosen.data, **given))
     logging.getLogger('bvtam').setLevel(logging.INFO)
     with bar('clips') as show:
         result = run(chosen, out, resume, show, _reporter(show))

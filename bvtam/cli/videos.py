@@ -166,9 +166,8 @@ def predict(
     check_frames(frames, frame_rate, names)
     readers: list[Any] = list(names)
     for place, name in enumerate(names):
-        if name == '-' or is_url(
-            name
-        ):  # can be read once: its reader keeps it for the annotated copy
+        # What can be read once is kept by its reader for the annotated copy.
+        if name == '-' or is_url(name):
             readers[place] = open_video(name, time_limit, _names(protocols))
         elif os.path.isdir(name):
             readers[place] = open_video(name, frames=frames, fps=frame_rate)

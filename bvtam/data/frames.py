@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -202,6 +203,12 @@ def check_frames(frames: str, fps: float | None, sources: Iterable[str]) -> None
             f'{given}: only for folders of images, and none of the videos is one; a video file has '
             'times of its own'
         )
+
+
+def of_folder(source: object, frames: str, fps: float | None) -> dict[str, Any]:
+    """What `open_video` is told of a source, where that is a folder of images and may be another."""
+    is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+    return {'frames': frames, 'fps': fps} if is_folder else {}
 
 
 @contextmanager

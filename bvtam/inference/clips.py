@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..clip import ClipConfig
 from ..data.addresses import PROTOCOLS
 from ..data.failures import VIDEO_ERRORS, machine_told
+from ..data.frames import of_folder
 from ..data.reader import VideoError
 from ..data.sampling import clip_indices
 from ..data.transforms import read_crops
@@ -150,9 +150,7 @@ def read_clips(
     """
 
     def open_one(name: str) -> list[tuple[Any, list[list[int]]]]:
-        is_folder = isinstance(name, (str, os.PathLike)) and os.path.isdir(name)
-        how = {'frames': frames, 'fps': fps} if is_folder else {}
-        reader = open_video(name, time_limit, protocols, **how)
+        reader = open_video(name, time_limit, protocols, **of_folder(name, frames, fps))
         with machine_told(reader.name):
             rows, step = plan(reader), max(1, _FRAMES_A_READ // clip.num_frames)
         return [(reader, rows[i : i + step]) for i in range(0, len(rows), step)]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..clip import ClipConfig
 from ..data.datasets import find_videos
-from ..data.frames import check_frames
+from ..data.frames import check_frames, of_folder
 from ..data.motion import MotionClips
 from ..data.sampling import clip_indices
 from ..data.transforms import normalize, read_crops
@@ -98,8 +98,7 @@ def calibration_clips(
     check_frames(frames, fps, videos)
 
     def read(video: str) -> Tensor:
-        how = {'frames': frames, 'fps': fps} if os.path.isdir(video) else {}
-        reader = open_video(video, **how)
+        reader = open_video(video, **of_folder(video, frames, fps))
         (indices,) = clip_indices(
             reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
         )
