@@ -16,6 +16,7 @@ from PIL import Image
 from bvtam.data.complete import cut_short
 from bvtam.data.encode import Encoding, encode, write_video
 from bvtam.data.records import Record
+from bvtam.data.seams import Tail
 from bvtam.data.video import VideoError, VideoFile
 
 TICK = Fraction(1, 90000)
@@ -575,3 +576,19 @@ def test_a_part_that_is_missing_between_others(tmp_path):
     path.write_bytes(data[: starts[30]] + data[key:])
     with pytest.raises(VideoError, match='followed by a gap'):
         assert VideoFile(path).num_frames
+
+
+@pytest.mark.parametrize(
+    ('codec', 'name', 'head'),
+    [('libx265', 'hevc', b'\0\0\0\1\x46\x01\x50'), ('mpeg2video', 'mpeg2video', b'\0\0\1\xb2name')],
+)
+def test_what_stands_before_a_picture_is_none(tmp_path, codec, name, head):
+    """A cut behind it; the decoder says nothing."""
+    ticks = range(0, 15 * 3600, 3600) if codec.startswith('libx') else range(15)
+    path = write(tmp_path / 'a.ts', codec, ticks, codec_options=QUIET.get(codec, {'bf': '0'}))
+    with av.open(str(path)) as container:
+        (stream,) = container.streams.video
+        packets = [bytes(packet) for packet in container.demux(stream) if packet.size]
+        extradata = stream.codec_context.extradata
+    assert not Tail(name, extradata, packets).is_cut()
+    assert Tail(name, extradata, [*packets, head]).is_cut()
