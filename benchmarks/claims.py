@@ -24,13 +24,13 @@ import torch
 from torch.utils.data import Dataset
 
 import bvtam
-from bvtam.data.motion import MotionClips
-from bvtam.engine.motion import evaluate_motion
+from bvtam.data.motion.clips import MotionClips
+from bvtam.deploy.flops import count
+from bvtam.engine.evaluate_motion import evaluate_motion
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.start import motion_sets
 from bvtam.engine.train import Trainer
 from bvtam.files import write_file
-from bvtam.flops import count
 from bvtam.layers.temporal import TAM
 
 RESULTS = Path(__file__).parent / 'results'

@@ -20,7 +20,7 @@ import torch
 from measure import interleaved
 
 from bvtam.data.sampling import clip_indices
-from bvtam.data.video import VideoFile
+from bvtam.data.video.file import VideoFile
 
 SIZE, FPS, SECONDS = (340, 256), 30, 10
 

@@ -2,8 +2,8 @@
 
 import statistics
 
-from bvtam.inference.bench import interleaved as _interleaved
-from bvtam.inference.bench import peak_bytes as peak_bytes
+from bvtam.deploy.bench import interleaved as _interleaved
+from bvtam.deploy.bench import peak_bytes as peak_bytes
 
 
 def interleaved(functions, rounds):

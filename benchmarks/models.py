@@ -21,12 +21,12 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
 
-import textbook
-from kept import kept_bytes
 from measure import interleaved, peak_bytes
+from support import textbook
+from support.kept import kept_bytes
 
 import bvtam
-from bvtam.flops import count
+from bvtam.deploy.flops import count
 from bvtam.models.bl_resnet import checkpoint_filter_fn
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from measure import interleaved
 
 import bvtam
-from bvtam.data.motion import MotionClips
+from bvtam.data.motion.clips import MotionClips
 
 
 def main():

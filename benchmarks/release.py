@@ -2,7 +2,7 @@
 
     python benchmarks/release.py RUN ARCH.motion [--count 2016] [--videos 560]
 
-The name has a row in bvtam/hub/published.json, whose metrics are written here. A row with "weights" names
+The name has a row in bvtam/weights/published.json, whose metrics are written here. A row with "weights" names
 the row whose file it shares; release that one first, from the same run.
 """
 
@@ -12,14 +12,15 @@ from pathlib import Path
 
 import bvtam
 from bvtam.clip import ClipConfig
-from bvtam.engine.motion import evaluate_motion
+from bvtam.engine.evaluate_motion import evaluate_motion
 from bvtam.engine.setup import model_source
-from bvtam.hub import cards, store
+from bvtam.hub import cards
 from bvtam.hub.publish import save_pretrained
-from bvtam.hub.table import entries
+from bvtam.weights import store
+from bvtam.weights.table import entries
 
 ROOT = Path(__file__).parents[1]
-TABLE = ROOT / 'bvtam/hub/published.json'
+TABLE = ROOT / 'bvtam/weights/published.json'
 
 
 def metric(net, name, count, videos):

@@ -13,10 +13,10 @@ from pathlib import Path
 import claims
 
 import bvtam
-from bvtam.flops import flops
+from bvtam.deploy import bench
+from bvtam.deploy.flops import flops
 from bvtam.hub.cards import published_model, write_folder
-from bvtam.hub.table import entries
-from bvtam.inference import bench
+from bvtam.weights.table import entries
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,7 +86,7 @@ def weights_table():
 
 def recount():
     """Counts the costs of every entry anew, at its own frames, crop and classes, into the table."""
-    path = ROOT / 'bvtam/hub/published.json'
+    path = ROOT / 'bvtam/weights/published.json'
     table, cost = json.loads(path.read_text()), cache(flops)
     for row in table['weights']:
         entry = entries()[row['name']]

@@ -19,7 +19,7 @@ from bvtam.layers.temporal import TamFunction, _tam_traced
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
 
-import textbook
+from support import textbook
 
 
 def stored_twice(x, weight, pairs):

@@ -17,7 +17,7 @@ from importlib.resources import files
 import torch
 
 import bvtam
-from bvtam.inference.view import evaluating
+from bvtam.inference.eval_mode import evaluating
 
 NETS = {
     'bvtam_tiny_8x2.motion': lambda: bvtam.create_model('bvtam_tiny_8x2.motion', pretrained=True),

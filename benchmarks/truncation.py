@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from bvtam.data.video import VideoFile
+from bvtam.data.video.file import VideoFile
 from bvtam.errors import BvtamError
 
 # file name: codec, format where the name does not tell it, options of the container

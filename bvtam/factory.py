@@ -14,9 +14,10 @@ from torch import nn
 
 from . import models  # noqa: F401  (registers the names)
 from .errors import BvtamError, nearest
-from .hub import download, store  # noqa: F401  (download offers itself to the store)
+from .hub import download  # noqa: F401  (download offers itself to the store)
 from .hub.cards import published_model
-from .hub.table import Entry, entries
+from .weights import store
+from .weights.table import Entry, entries
 
 log = logging.getLogger('bvtam')
 
@@ -37,7 +38,7 @@ def list_models(pattern: str = '*') -> list[str]:
 def list_pretrained(pattern: str = '*') -> list[str]:
     """`arch.tag` of all weights that match `pattern`, by whole name or by arch.
 
-    They are those on this machine and all published ones; `bvtam.hub.store.where(name)` tells how
+    They are those on this machine and all published ones; `bvtam.weights.store.where(name)` tells how
     each comes to a net here.
     """
     names = dict.fromkeys([*entries(), *(folder.name for folder in store.folders())])
@@ -60,7 +61,7 @@ def create_model(
     Args:
         model_name: `arch`, `arch.tag`, `hf-hub:owner/repo[@revision]`, `local-dir:path`, or the path
             of a zoo folder or of a training run.
-        pretrained: load the weights (see `bvtam.hub.store` for where a name finds them). Left out,
+        pretrained: load the weights (see `bvtam.weights.store` for where a name finds them). Left out,
             those of a folder or a repo are loaded, since nothing else is meant by naming one, and of
             an `arch` or `arch.tag` none, as by timm.
         options: of the net (`bvtam info NAME` lists them); timm's `features_only`, `out_indices`,

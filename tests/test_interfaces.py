@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import bvtam
-from bvtam.data import pyav
-from bvtam.inference import optimize as room
+from bvtam.data.video import pyav
+from bvtam.deploy import optimize as room
 
 pytestmark = pytest.mark.interfaces
 

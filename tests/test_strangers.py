@@ -8,15 +8,15 @@ import yaml
 from safetensors.torch import save_file
 
 import bvtam
-from bvtam.data.motion import MotionClips
-from bvtam.data.motion_files import write_videos
-from bvtam.data.prepare import prepare
+from bvtam.data.motion.clips import MotionClips
+from bvtam.data.motion.files import write_videos
+from bvtam.data.prepare.prepare import prepare
 from bvtam.engine.recipe import Recipe, read_yaml
 from bvtam.errors import BvtamError, shown
 from bvtam.files import replaced
-from bvtam.hub import store
 from bvtam.hub.convert import convert
 from bvtam.inference.shards import iter_features
+from bvtam.weights import store
 
 
 def nested(levels, width=10):

@@ -90,17 +90,17 @@ def load_net(model: str, precision: str = 'fp32', inside: bool = False) -> Any:
     if model.endswith(('.onnx', '.xml')):
         if inside:
             raise BvtamError(f'{model} gives scores alone: name the network that it was made of')
-        from ..inference.runtimes import RuntimeNet
+        from ..deploy.runtimes import RuntimeNet
 
         if precision != 'fp32':
             raise typer.BadParameter(f'--precision is not for {model}, which has its own')
         return RuntimeNet(model)
     import torch
 
+    from ..deploy.optimize import optimize
     from ..engine.setup import model_source
     from ..factory import create_model
     from ..inference.extract import local_device
-    from ..inference.optimize import optimize
 
     net = create_model(model_source(model), pretrained=True).eval().to(local_device())
     return optimize(net, {'fp32': torch.float32, 'bf16': torch.bfloat16}[precision])

@@ -172,7 +172,7 @@ def eval_(
     motion = data == 'motion'
     check_given(context, motion, {'count', 'seed', 'videos'}, _EVAL_BOTH)
     if motion:
-        from ..engine.motion import evaluate_motion
+        from ..engine.evaluate_motion import evaluate_motion
 
         with bar('clips') as show:
             result = evaluate_motion(
@@ -226,6 +226,6 @@ def _show_accuracy(result: dict[str, Any], as_json: bool) -> None:
 def _join() -> None:
     """Joins the other processes that a launcher has started, if any."""
     if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        from ..engine.processes import Processes
+        from ..engine.distributed import Processes
 
         Processes()

@@ -116,12 +116,12 @@ def predict(
     ] = False,
 ) -> None:
     """Name what videos show: the likeliest classes and their scores."""
-    from ..data.addresses import is_url
     from ..data.datasets import find_videos
     from ..data.failures import Failures
-    from ..data.frames import check_frames
-    from ..data.reader import VideoError
-    from ..data.video import open_video
+    from ..data.video.addresses import is_url
+    from ..data.video.file import open_video
+    from ..data.video.folders import check_frames
+    from ..data.video.reader import VideoError
     from ..inference.evidence import evidence as find_evidence
     from ..inference.evidence import save_evidence
     from ..inference.predict import predict_many, video_name
@@ -289,7 +289,7 @@ def _output(path: Path, name: str) -> Path:
 
 def _stems(videos: list[str]) -> dict[str, str]:
     """A name for what is made of each video: its own, with the folders that they do not share."""
-    from ..data.addresses import is_url
+    from ..data.video.addresses import is_url
 
     paths = [os.path.abspath(f'/{v.partition("://")[2]}' if is_url(v) else v) for v in videos]
     base = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -454,14 +454,14 @@ def prepare(
     motion = src == 'motion'
     check_given(context, motion, {'count', 'family'}, {'src', 'out', 'size', 'as_json'})
     if motion:
-        from ..data.motion_files import write_data_set
+        from ..data.motion.files import write_data_set
 
         with bar('videos') as show:
             side = 112 if size is None else size
             result = write_data_set(out, count, family, side, progress=show)
         print_facts(result, as_json)
         return
-    from ..data.prepare import prepare as run
+    from ..data.prepare.prepare import prepare as run
 
     with bar('videos') as show:
         result = run(

@@ -35,8 +35,8 @@ def list_(
 ) -> None:
     """List networks, or weights."""
     from ..factory import list_models, list_pretrained
-    from ..hub import store
-    from ..hub.table import entries
+    from ..weights import store
+    from ..weights.table import entries
 
     if not pretrained:
         names = list_models(pattern)
@@ -91,7 +91,7 @@ def flops(
     as_json: Json = False,
 ) -> None:
     """Count multiply-accumulates with fvcore: as published, and as executed here."""
-    from .. import flops as room
+    from ..deploy import flops as room
     from ..factory import list_models
 
     if check == bool(name):
@@ -140,10 +140,10 @@ def export(
 ) -> None:
     """Write a network with its weights for other programs; batch, frames and size stay free."""
     from ..data.transforms import check_channels
+    from ..deploy.export import calibration_clips
+    from ..deploy.export import export as run
     from ..engine.setup import model_source
     from ..factory import create_model
-    from ..inference.export import calibration_clips
-    from ..inference.export import export as run
 
     if (frames or frame_rate is not None) and not int8:
         raise typer.BadParameter('--frames and --frame-rate are of the videos of --int8')
@@ -178,8 +178,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time networks on this machine, beside those of other libraries that are installed."""
+    from ..deploy import bench as room
     from ..factory import list_models
-    from ..inference import bench as room
 
     names = [n for name in names or ['bvtam_r50_8x2'] for n in list_models(name) or [name]]
     chosen = {('all',): None, ('none',): []}.get(tuple(peers or ['all']), peers)
@@ -231,7 +231,7 @@ def convert(
 ) -> None:
     """Turn an authors' checkpoint into a zoo folder (config.json, model.safetensors, card)."""
     from ..hub.convert import convert as run
-    from ..hub.store import read_config
+    from ..weights.store import read_config
 
     folder = run(checkpoint, name, labels, out, sha256, **_options(option or []))
     if as_json:
@@ -247,8 +247,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check weights: hashes, a strict load, and the logits of a stored clip (default: all here)."""
-    from ..hub import store
     from ..hub.verify import verify as run
+    from ..weights import store
 
     names = [name] if name else [str(folder) for folder in store.folders()]
     results = [run(n) for n in progress(names, len(names))]

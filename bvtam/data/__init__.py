@@ -1,0 +1,1 @@
+"""Videos, data sets and the clips that models see."""

@@ -18,13 +18,13 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from ..clip import ClipConfig
 from ..errors import BvtamError
 from .failures import VIDEO_ERRORS, check_policy, machine_error, machine_told
-from .frames import _read_image
 from .load import load_images, load_records
-from .memory import shared_number
-from .records import Record, find_videos
+from .records import Record, find_videos, open_record
 from .sampling import clip_indices, sample_seed, train_indices
 from .transforms import TrainTransform, check_channels, read_crops
-from .video import FrameArray, Reader, open_record
+from .video.file import FrameArray, Reader
+from .video.folders import _read_image
+from .video.memory import shared_number
 
 __all__ = [
     'ClipReader',

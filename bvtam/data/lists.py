@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from ..errors import BvtamError, nearest
 from ..files import read_text
-from .addresses import PROTOCOLS, check_protocol, is_url
 from .records import VIDEO_SUFFIXES, Record
+from .video.addresses import PROTOCOLS, check_protocol, is_url
 
 log = logging.getLogger('bvtam')
 

@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import BvtamError, nearest
-from .frames import IMAGE_SUFFIXES, check_frames
 from .lists import SPLITS, read_labels, read_list, split_name
 from .records import VIDEO_SUFFIXES, Record, find_videos, unreadable, walk
+from .video.folders import IMAGE_SUFFIXES, check_frames
 
 log = logging.getLogger('bvtam')
 

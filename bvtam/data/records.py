@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import BvtamError
-from .addresses import PROTOCOLS, check_protocol, is_url
-from .frames import IMAGE_SUFFIXES
+from .video.addresses import PROTOCOLS, check_protocol, is_url
+from .video.file import Reader, open_video
+from .video.folders import IMAGE_SUFFIXES, FrameFolder
 
 VIDEO_SUFFIXES = (
     '.3g2', '.3gp', '.asf', '.avi', '.divx', '.f4v', '.flv', '.gif', '.m2ts', '.m2v', '.m4v', '.mkv',
@@ -141,3 +142,18 @@ def _size(source: str) -> int:
         return os.path.getsize(source)
     except OSError:
         return -1
+
+
+def open_record(record: Record, path: str = '', time_limit: float = 60.0) -> Reader:
+    """`open_video` of a record's source, or of a copy of it at `path`; seconds are not cut out."""
+    path = path or record.source
+    if not os.path.isdir(path) and record.first is record.last is record.num_frames is None:
+        return open_video(path, time_limit=time_limit)
+    return FrameFolder(
+        path,
+        record.frames or None,
+        record.first,
+        record.last,
+        25.0 if record.fps is None else record.fps,
+        record.num_frames,
+    )

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as F
 from ..clip import ClipConfig
 from ..errors import BvtamError
 from .directions import flip_label_map as flip_label_map
-from .memory import MAX_PIXELS
-from .reader import Reader
+from .video.memory import MAX_PIXELS
+from .video.reader import Reader
 
 TRAIN_CROPS = ('multi_scale', 'random_resized', 'random', 'center')
 _SCALES = (1, 0.875, 0.75, 0.66)  # of the multi-scale crop, in shorter sides of the frame

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..data.datasets import ImageDataset, Record, SampleError, VideoDataset, collate
 from ..data.failures import Failures, check_policy, machine_told, starting_processes
-from ..data.memory import prefetch
 from ..data.transforms import check_channels, normalize
+from ..data.video.memory import prefetch
 from ..errors import BvtamError
+from ..inference.eval_mode import evaluating
 from ..inference.predict import check_counts, model_name
-from ..inference.view import evaluating
 from .counts import Counts, place
-from .processes import quiet_worker
+from .distributed import quiet_worker
 from .report import figure, most_confused, per_class, write_report
 
 log = logging.getLogger('bvtam')

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from ..clip import ClipConfig
-from ..data.motion import FAMILIES
+from ..data.motion.clips import FAMILIES
 from ..errors import BvtamError, nearest, shown
 from ..files import read_text
 from .counts import MOST_CLASSES
@@ -37,7 +37,7 @@ def _setting(default: Any, help: str, choices: tuple = (), least: float = 0, mos
 
 @dataclass(frozen=True)
 class Motion:
-    """Procedural clips (see `data/motion.py`), rendered as they are needed, in place of videos."""
+    """Procedural clips (see `data/motion/`), rendered as they are needed, in place of videos."""
 
     family: str = _setting('', "classes to render; '': train on videos", ('', *FAMILIES))
     clips: int = _setting(9600, 'training clips of an epoch; none comes twice', least=1)

@@ -23,7 +23,7 @@ from ..clip import ClipConfig
 from ..data.sampling import sample_seed
 from ..errors import BvtamError
 from ..factory import create_model, list_models, model_source, names_weights
-from ..hub import store
+from ..weights import store
 from .recipe import Recipe
 
 log = logging.getLogger('bvtam')

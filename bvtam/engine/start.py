@@ -16,7 +16,7 @@ from ..clip import ClipConfig
 from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, load_records
 from ..data.directions import flip_label_map, names_tell_nothing
 from ..data.load import with_frames
-from ..data.motion import MotionClips, TwoLengths
+from ..data.motion.clips import MotionClips, TwoLengths
 from ..data.transforms import TrainTransform, check_channels
 from ..errors import BvtamError, one_line
 from ..factory import architecture, create_model

@@ -36,18 +36,18 @@ from torchvision.transforms import v2
 
 from ..data.datasets import collate
 from ..data.failures import Failures, machine_told, starting_processes
-from ..data.memory import prefetch
 from ..data.records import contents
 from ..data.sampling import sample_seed
 from ..data.transforms import normalize
+from ..data.video.memory import prefetch
+from ..deploy.optimize import warn_slow_bf16
 from ..errors import BvtamError
 from ..files import write_file
 from ..hub.publish import save_pretrained
-from ..inference.optimize import warn_slow_bf16
 from . import checkpoint
 from .balance import class_weights, sample_weights
+from .distributed import Processes, Stopped, Wish, quiet_worker, stop_signals
 from .evaluate import evaluate
-from .processes import Processes, Stopped, Wish, quiet_worker, stop_signals
 from .recipe import Recipe
 from .run_folder import RESULTS, Journal, locked, open_run, save_curves
 from .setup import Batches, build_optimizer, build_schedule, current_lr, freeze_norms

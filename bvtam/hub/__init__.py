@@ -1,0 +1,1 @@
+"""From and to other places: the authors' files, the Hugging Face Hub."""

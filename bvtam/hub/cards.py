@@ -13,8 +13,8 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ..clip import ClipConfig
-from . import store
-from .table import Entry
+from ..weights import store
+from ..weights.table import Entry
 
 _JPEG_COLORS = ('colours of videos as in the JPEG files that FFmpeg extracts (`colors: jpeg`)',)
 

@@ -27,9 +27,9 @@ from ..clip import ClipConfig
 from ..errors import BvtamError, nearest
 from ..models import bl_resnet, temporal_resnet
 from ..models._build import strict_filter
-from . import store
+from ..weights import store
+from ..weights.table import entries
 from .publish import save_pretrained
-from .table import entries
 
 _logger = logging.getLogger('bvtam')
 

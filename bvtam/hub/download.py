@@ -12,9 +12,9 @@ from huggingface_hub.file_download import http_get
 
 from ..errors import BvtamError
 from ..files import write_file
-from . import store
+from ..weights import store
+from ..weights.table import Entry
 from .convert import convert
-from .table import Entry
 
 
 def fetch(entry: Entry) -> Path:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..errors import BvtamError
 from ..files import atomic_folder, recover
-from . import cards, store
-from .table import Entry
+from ..weights import store
+from ..weights.table import Entry
+from . import cards
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from huggingface_hub.utils import build_hf_headers, get_session
 from torch import nn
 
 from ..errors import BvtamError
-from . import store
+from ..weights import store
 from .publish import save_pretrained
 
 log = logging.getLogger('bvtam')

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from .. import models  # noqa: F401  (registers the names)
 from ..errors import BvtamError
-from . import store
+from ..weights import store
 from .publish import golden_pair
 
 _LARGEST = 10_000_000  # numbers in a golden clip; ours have 50,000

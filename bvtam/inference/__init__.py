@@ -1,0 +1,1 @@
+"""Models asked about videos: classes, windows, streams, embeddings, pictures."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..clip import ClipConfig
-from ..data.addresses import PROTOCOLS
 from ..data.failures import VIDEO_ERRORS, machine_told
-from ..data.frames import of_folder
-from ..data.reader import VideoError
 from ..data.sampling import clip_indices
 from ..data.transforms import read_crops
-from ..data.video import open_video
+from ..data.video.addresses import PROTOCOLS
+from ..data.video.file import open_video
+from ..data.video.folders import of_folder
+from ..data.video.reader import VideoError
 from ..errors import BvtamError
 
 _FRAMES_A_READ = 64  # more only where one clip has more

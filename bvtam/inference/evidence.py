@@ -13,11 +13,11 @@ from torch import nn
 
 from ..data.sampling import clip_indices
 from ..data.transforms import normalize, read_crops
-from ..data.video import open_video
+from ..data.video.file import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
+from .eval_mode import evaluating
 from .predict import Classifier, video_name
-from .view import evaluating
 
 _MOST_PICTURES = 8
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.addresses import PROTOCOLS
 from ..data.datasets import find_videos
 from ..data.failures import Failures, check_policy
-from ..data.frames import check_frames
 from ..data.records import contents
+from ..data.video.addresses import PROTOCOLS
+from ..data.video.folders import check_frames
 from ..errors import BvtamError
 from .clips import Clips, clip_plan, read_clips, spans, window_plan
 from .features import Embedder

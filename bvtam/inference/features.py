@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..data.transforms import check_channels, normalize
 from ..errors import BvtamError, nearest
+from .eval_mode import evaluating
 from .predict import model_name
-from .view import evaluating
 
 
 class Embedder:

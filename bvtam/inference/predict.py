@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.failures import VIDEO_ERRORS, Failures, check_policy
-from ..data.held import is_one, source_name
-from ..data.reader import closed_at_exit
 from ..data.transforms import check_channels, normalize
+from ..data.video.held import is_one, source_name
+from ..data.video.reader import closed_at_exit
 from ..errors import BvtamError
 from .clips import clip_plan, read_clips
-from .view import evaluating
+from .eval_mode import evaluating
 
 _LARGEST = 10_000  # beyond it a count is a mistake
 

@@ -21,10 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..data.colors import UNTAGGED
-from ..data.encode import Encoding, write_video
-from ..data.reader import Reader, VideoError
-from ..data.video import open_video
+from ..data.prepare.encode import Encoding, write_video
+from ..data.video.colors import UNTAGGED
+from ..data.video.file import open_video
+from ..data.video.reader import Reader, VideoError
 from ..errors import BvtamError, one_line
 from ..files import atomic_file
 

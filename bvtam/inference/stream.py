@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.addresses import PROTOCOLS
-from ..data.reader import closed_at_exit
 from ..data.transforms import normalize, to_crops
-from ..data.video import open_video
+from ..data.video.addresses import PROTOCOLS
+from ..data.video.file import open_video
+from ..data.video.reader import closed_at_exit
 from ..errors import BvtamError
 from ..layers.streaming import run
 from .predict import Classifier

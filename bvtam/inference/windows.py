@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..data.failures import Failures, check_policy, machine_told
-from ..data.held import is_one
-from ..data.reader import VideoError, closed_at_exit
-from ..data.video import open_video
+from ..data.video.file import open_video
+from ..data.video.held import is_one
+from ..data.video.reader import VideoError, closed_at_exit
 from .clips import cut, read_clips, spans, window_plan
 from .predict import Classifier, check_counts, decoding, video_name
 

@@ -1,0 +1,1 @@
+"""Temporal operators, and what they need in training and in streams."""

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from ..clip import IMAGENET_MEAN, IMAGENET_STD, ClipConfig
 from ..errors import BvtamError, nearest, one_line
 from ..files import open_regular
-from ..hub import store
-from ..hub.table import Entry, entries
+from ..weights import store
+from ..weights.table import Entry, entries
 
 _logger = logging.getLogger('bvtam')
 

@@ -1,0 +1,1 @@
+"""Data sets encoded again: small, quick to read, safe to interrupt."""

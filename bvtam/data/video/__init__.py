@@ -1,0 +1,1 @@
+"""Bytes, files, pipes and folders of images to frames."""

@@ -1,0 +1,519 @@
+"""Frames out of video files and streams, by PyAV; and one way to open any kind of video."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import struct
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import av
+import numpy as np
+import torch
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from torch import Tensor
+
+from ...errors import BvtamError
+from ..failures import machine_error
+from .addresses import PROTOCOLS, check_protocol, protocol_of, whitelist
+from .colors import Tags, check_colors, tags_of, to_rgb
+from .complete import cut_short
+from .folders import FrameArray, FrameFolder, check_frames
+from .held import FrameList, copied, is_file, source_name
+from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
+from .packets import Clock, Decoder, FrameTable, Mismatch, counted_table, scan
+from .pipes import Pipe, remove, spool
+from .pyav import open_container
+from .reader import Reader, Result, VideoError, closed_at_exit
+from .seams import Damage, Seams, Tail, check
+
+__all__ = ['FrameArray', 'FrameFolder', 'Reader', 'VideoError', 'VideoFile', 'open_video']
+
+log = logging.getLogger('bvtam')
+
+# Formats that name other files or addresses to be opened.
+_LISTS = {'concat', 'dash', 'hls', 'image2', 'imf', 'rtp', 'rtsp', 'sap', 'sdp', 'vapoursynth'}
+_LISTS |= {'lavfi', 'webm_dash_manifest'}
+_LISTS |= {'tty'}  # which draws the letters of a text
+_STREAMS = {'dash', 'hls', 'rtp', 'rtsp', 'webm_dash_manifest'}  # lists, but of addresses alone
+
+
+def open_video(
+    source: object,
+    time_limit: float = 60.0,
+    protocols: Iterable[str] = PROTOCOLS,
+    colors: str | None = None,
+    *,
+    frames: str = '',
+    fps: float | None = None,
+) -> Reader:
+    """A reader of any kind of video.
+
+    Args:
+        source: a path, an address such as `https://...`, '-' for standard input, a folder of
+            images, an array or tensor of frames, a list of PIL images or of arrays, one a frame, the
+            bytes of a file, a binary file object, which is read from where it stands and stays
+            open, or a reader, which is returned as it is, or with other `colors`.
+        time_limit: seconds without progress after which a source is given up.
+        protocols: of addresses that may be opened, themselves and by redirects and playlists; none
+            for local files alone. A path is always one, whatever is before a colon in it.
+        colors: 'tagged' or 'jpeg', of `ClipConfig`; None for 'tagged', or as a reader has them. A
+            network that is given the reader sees those of its own ClipConfig all the same.
+        frames: how the frames of a folder are named, `img_{:05d}.jpg` or `img_*.jpg`; not needed
+            where all of its numbered images are named alike.
+        fps: frames a second of a folder, an array or a list, 25 where it is left out. Other videos
+            have times of their own.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BvtamError: a source of another kind, an empty file, an address of another protocol, or
+            unknown `colors`; `frames` or `fps` of a video that they are not for.
+    """
+    if colors is not None:
+        check_colors(colors)
+    rate = 25.0 if fps is None else fps
+    is_path = isinstance(source, (str, os.PathLike))
+    if is_path and os.path.isdir(source):
+        return FrameFolder(source, frames or None, fps=rate)
+    if is_path:
+        video = VideoFile(source, time_limit, protocols, colors or 'tagged')
+        check_frames(frames, fps, ())
+        return video
+    check_frames(frames, None, ())
+    if isinstance(source, (np.ndarray, Tensor)):
+        return FrameArray(source, rate)
+    if isinstance(source, (list, tuple)):
+        return FrameList(source, rate)
+    check_frames('', fps, ())
+    if isinstance(source, Reader):
+        return source if colors is None else source.with_colors(colors)
+    colors = colors or 'tagged'
+    if isinstance(source, (bytes, bytearray, memoryview)) or is_file(source):
+        return _Copied(source, time_limit, colors)
+    raise BvtamError(
+        'a video is a path, an address, a binary file, its bytes, a list of images or an array of '
+        f'frames, not {type(source).__name__}'
+    )
+
+
+class VideoFile(Reader):
+    """One video file or stream, opened anew whenever frames are asked for.
+
+    Its packets are read once, without decoding, to find when each frame is shown. Frames are then
+    decoded from the nearest keyframe before them, and are those that decoding the whole video gives.
+    Where packets do not tell the frames (GIF, streams without times, keyframes that are none), the
+    video is decoded once to count them and from its start to read them.
+
+    Args:
+        path: a file, an address such as `https://...` or `rtsp://...`, or '-' for standard input.
+            What can be read only once, a pipe, is copied to a temporary file at the first use.
+        time_limit: seconds without progress after which a source is given up.
+        protocols: as of `open_video`.
+        colors: 'tagged' or 'jpeg', of `ClipConfig`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BvtamError: the path is a folder, the file is empty, an address of another protocol, or
+            unknown `colors`.
+        VideoError: from all but the constructor, if the video cannot be opened or decoded, is
+            damaged, or stalls.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        time_limit: float = 60.0,
+        protocols: Iterable[str] = PROTOCOLS,
+        colors: str = 'tagged',
+    ) -> None:
+        self.colors = check_colors(colors)
+        self.name, self.time_limit = os.fspath(path), float(time_limit)
+        if not self.time_limit > 0:
+            raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
+        self._table: FrameTable | None = None
+        self._size: tuple[int, int] | None = None  # of the first frame, where others differ
+        self._copy: str | None = None  # of a pipe
+        self._spooling = threading.Lock()
+        self._protocols = whitelist(protocols)
+        protocol = protocol_of(self.name) if isinstance(path, str) else ''
+        if protocol == 'file':
+            self.name, protocol = url2pathname(urlsplit(self.name).path), ''
+        if self.name == '-':
+            self.name = '/dev/stdin'
+        self._is_url = bool(protocol)
+        if self._is_url:
+            check_protocol(self.name, protocols)
+            return
+        file = Path(self.name)
+        if file.is_dir():
+            raise BvtamError(f'{self.name} is a folder; give one video file')
+        if not file.exists():
+            raise FileNotFoundError(f'{self.name}: no such video file')
+        self._is_file = file.is_file()
+        if self._is_file and not file.stat().st_size:
+            raise VideoError(f'{self.name} is empty (0 bytes); fetch or copy the video again')
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != '_spooling'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._spooling = threading.Lock()
+
+    @property
+    def num_frames(self) -> int:
+        return len(self._frames().times)
+
+    @property
+    def times(self) -> Tensor:
+        return self._frames().times
+
+    @property
+    def duration(self) -> float:
+        return self._frames().duration
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        with self._opened() as (container, stream):
+            aspect = stream.sample_aspect_ratio or Fraction(1)
+            if aspect == 1:
+                return aspect
+            a, b, *_ = _display_matrix(Decoder(container, stream).frame(0))
+            return 1 / aspect if abs(b) > abs(a) else aspect
+
+    @property
+    def tags(self) -> Tags:
+        """Of its first frame."""
+        with self._opened() as (container, stream):
+            return tags_of(Decoder(container, stream).frame(0))
+
+    def with_colors(self, colors: str) -> Reader:
+        return self if colors == self.colors else _Recoloured(self, check_colors(colors))
+
+    def play(self) -> Iterator[tuple[float, Tensor]]:
+        """As `Reader.play`, of sources that have no end as well: nothing is read ahead or kept.
+
+        A pipe is not copied, so it can be played once, and a camera (/dev/video0) is opened as one.
+        """
+        return self._play(self.colors)
+
+    @closed_at_exit
+    def _play(self, colors: str) -> Iterator[tuple[float, Tensor]]:
+        reformatter, matrix, size = VideoReformatter(), (1, 0, 0, 1), None
+        with self._opened(live=True) as (container, stream):
+            clock = Clock(stream)
+            path = '' if self._is_url else self.name if self._is_file else self._copy or ''
+            decoder = Decoder(container, stream, seams=Seams(container, stream, path))
+            for number, frame in enumerate(decoder):
+                if frame.width * frame.height > MAX_PIXELS:
+                    raise Damage(f'frame {number} has {frame.width}x{frame.height} pixels')
+                if size is None:
+                    size = frame.width, frame.height
+                    matrix = _display_matrix(frame)
+                rgb = to_rgb(reformatter, frame, size, colors)
+                second = clock(decoder.seconds(frame))
+                yield second, _upright(torch.from_numpy(rgb), matrix).permute(2, 0, 1)
+            if size is None:
+                raise Damage('no frame can be decoded')
+
+    def _frames(self) -> FrameTable:
+        table = self._table
+        if table is None:
+            held = nullcontext() if self._is_url else DECODING.hold(OPENING)
+            with held, self._opened() as (container, stream):
+                self.frame_pixels = stream.codec_context.width * stream.codec_context.height
+                path = '' if self._is_url else self._local_path()
+                table, doubtful = scan(container, stream, path)
+                if path and (reason := cut_short(path, container.format.name)):
+                    raise Damage(reason)
+            if doubtful:
+                with DECODING.hold(frame_bytes(self.frame_pixels)):
+                    self._check_tails(doubtful)
+            give_back(frame_bytes(self.frame_pixels))
+            self._table = table = table or self._count()
+        return table
+
+    def _check_tails(self, tails: list[Tail]) -> None:
+        try:
+            check(tails)
+        except Damage as error:
+            raise self._damaged(error) from None
+
+    def _count(self) -> FrameTable:
+        """The table of the frames that decoding the whole video gives."""
+        held = DECODING.hold(frame_bytes(self.frame_pixels))
+        with held, self._opened() as (container, stream):
+            decoder = Decoder(container, stream)
+            seconds, last = [], 0.0
+            for frame in decoder:
+                seconds.append(decoder.seconds(frame))
+                last = decoder.length(frame)
+            if not seconds:
+                raise Damage('no frame can be decoded')
+            return counted_table(stream, seconds, last)
+
+    def _read(self, indices: list[int], colors: str = '') -> Tensor:
+        places = defaultdict(list)
+        for place, index in enumerate(indices):
+            places[index].append(place)
+        picked = torch.empty(0)
+
+        def take(index: int, picture_HWC: Tensor) -> None:
+            nonlocal picked
+            if picked.shape[1:] != picture_HWC.shape:
+                picked = picture_HWC.new_empty((len(indices), *picture_HWC.shape))
+            for place in places[index]:  # faster than by a list of them
+                picked[place] = picture_HWC
+
+        self._take(sorted(places), take, colors or self.colors)
+        return picked.permute(0, 3, 1, 2)  # a copy in this order would take as long as the colours
+
+    def _read_each(
+        self, indices: list[int], function: Callable[[Tensor], Result], colors: str = ''
+    ) -> list[Result]:
+        found = {}
+
+        def take(index: int, picture_HWC: Tensor) -> None:
+            found[index] = function(picture_HWC.contiguous().permute(2, 0, 1)[None])
+
+        self._take(sorted(set(indices)), take, colors or self.colors)
+        return [found[index] for index in indices]
+
+    def _take(self, indices: list[int], take: Callable[[int, Tensor], None], colors: str) -> None:
+        """Gives the frames (H, W, C) at `indices`, which rise, to `take`; some twice, the last counts."""
+        table = self._frames()
+        try:
+            return self._pick(indices, table, take, colors)
+        except Mismatch as error:
+            if table.pts is None:
+                raise VideoError(f'{self.name} has changed while it was read') from None
+            log.debug('%s is read from its start: %s', self.name, error)
+        self._table = counted = self._count()
+        if self.num_frames != len(table.times):
+            raise VideoError(
+                f'{self.name} is damaged: {self.num_frames} of {len(table.times)} frames can be '
+                'decoded; fetch or encode the video again'
+            )
+        return self._pick(indices, counted, take, colors)
+
+    def _pick(
+        self,
+        indices: list[int],
+        table: FrameTable,
+        take: Callable[[int, Tensor], None],
+        colors: str,
+    ) -> None:
+        with self._opened() as (container, stream):
+            size = self._size or (stream.codec_context.width, stream.codec_context.height)
+            decoder, reformatter = Decoder(container, stream, table), VideoReformatter()
+            matrix = None
+            for index in indices:
+                frame = decoder.frame(index)
+                if frame.width * frame.height > MAX_PIXELS:
+                    raise Damage(f'frame {index} has {frame.width}x{frame.height} pixels')
+                if (frame.width, frame.height) != size and self._size is None:
+                    self._size = self._first_size()
+                    if self._size != size:  # the header's is not the first frame's
+                        return self._pick(indices, table, take, colors)
+                rgb = to_rgb(reformatter, frame, size, colors)
+                asked = matrix is None
+                if asked:
+                    matrix = _display_matrix(frame)
+                del frame  # or two are held while the next one is decoded
+                if asked:
+                    gc.collect(1)  # a frame that was asked for its side data is in a cycle with it
+                take(index, _upright(torch.from_numpy(rgb), matrix))
+                del rgb
+
+    def _first_size(self) -> tuple[int, int]:
+        with self._opened() as (container, stream):
+            frame = Decoder(container, stream).frame(0)
+            return frame.width, frame.height
+
+    @contextmanager
+    def _opened(
+        self, live: bool = False
+    ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        """The container and its first video; what fails in it is told as a `VideoError`.
+
+        Args:
+            live: what can be read only once is read now, and not copied.
+        """
+        options = {'max_pixels': str(MAX_PIXELS)}  # for the first look; and below for decoding
+        place, format = self.name, None
+        if live and self._is_camera():
+            format = 'v4l2'
+        elif self._is_url:
+            protocol = protocol_of(self.name)
+            place = protocol + self.name[len(protocol) :]  # FFmpeg knows them in lower case
+            options |= {'protocol_whitelist': self._protocols}
+            options |= {'format_whitelist': _allowed_formats(remote=True)}
+        elif live and not self._is_file and self._copy is None:
+            place = Pipe(self.name, self.time_limit)
+            options |= {'protocol_whitelist': 'none', 'format_whitelist': _allowed_formats()}
+        else:
+            # With its protocol, or FFmpeg takes what stands before a colon in a name for one.
+            place = f'file:{self._local_path()}'
+            options |= {'protocol_whitelist': 'file', 'format_whitelist': _allowed_formats()}
+        try:
+            container = open_container(
+                place, format=format, options=options, timeout=self.time_limit
+            )
+        except av.error.ExitError:
+            raise self._stalled() from None
+        except av.FFmpegError as error:
+            self._check_machine(error)
+            reason = error.strerror
+            if isinstance(error, av.ArgumentError):
+                reason = 'it may be a list of other files'
+                if self._is_url:
+                    reason = 'it leads to what may not be opened, or is a list of it'
+            raise VideoError(
+                f'{self.name} cannot be opened as a video ({reason}); '
+                'is it complete, and of a format that FFmpeg reads?'
+            ) from error
+        with container:
+            # A cover picture in a music file is a video stream to FFmpeg.
+            streams = [
+                stream
+                for stream in container.streams.video
+                if not stream.disposition & Disposition.attached_pic and stream.codec_context
+            ]
+            if not streams:
+                raise VideoError(f'{self.name} has no video stream; give a file with pictures')
+            stream = _to_show(streams)
+            decoder = stream.codec_context
+            decoder.options |= {'max_pixels': str(MAX_PIXELS)}
+            if decoder.name == 'mjpeg':  # or it shows old memory where a broken picture ends
+                decoder.options |= {'err_detect': 'explode'}
+            try:
+                yield container, stream
+            except av.error.ExitError:
+                raise self._stalled() from None
+            except (Damage, av.FFmpegError) as error:
+                self._check_machine(error)
+                reason = getattr(error, 'strerror', None) or error
+                raise self._damaged(reason) from error
+
+    def _check_machine(self, error: Exception) -> None:
+        if lack := machine_error(error, self.name):
+            raise lack from error
+
+    def _damaged(self, reason: object) -> VideoError:
+        return VideoError(f'{self.name} is damaged: {reason}; fetch or encode the video again')
+
+    def _is_camera(self) -> bool:
+        return self.name.startswith('/dev/video')
+
+    def _stalled(self) -> VideoError:
+        return VideoError(
+            f'{self.name} gave nothing for {self.time_limit:g} s; try again, or raise time_limit'
+        )
+
+    def _local_path(self) -> str:
+        if self._is_file:
+            return self.name
+        with self._spooling:
+            if self._copy is None:
+                self._copy = spool(self.name, self.time_limit)
+                weakref.finalize(self, remove, self._copy, os.getpid())
+        return self._copy
+
+
+class _Copied(VideoFile):
+    """The bytes of a file, or a file object: what it gives is copied to a temporary file at once."""
+
+    def __init__(self, source: Any, time_limit: float, colors: str = 'tagged') -> None:
+        path = copied(source)
+        weakref.finalize(self, remove, path, os.getpid())
+        super().__init__(path, time_limit, (), colors)
+        self._is_file, self._copy, self.name = False, path, source_name(source)
+
+
+class _Recoloured(Reader):
+    """A video file with other colours than its reader was opened for, whose tables it shares."""
+
+    def __init__(self, video: VideoFile, colors: str) -> None:
+        self._video, self.colors, self.name = video, colors, video.name
+
+    @property
+    def frame_pixels(self) -> int:
+        return self._video.frame_pixels
+
+    @property
+    def num_frames(self) -> int:
+        return self._video.num_frames
+
+    @property
+    def times(self) -> Tensor:
+        return self._video.times
+
+    @property
+    def duration(self) -> float:
+        return self._video.duration
+
+    @property
+    def tags(self) -> Tags:
+        return self._video.tags
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        return self._video.pixel_aspect
+
+    def with_colors(self, colors: str) -> Reader:
+        return self if colors == self.colors else self._video.with_colors(colors)
+
+    def play(self) -> Iterator[tuple[float, Tensor]]:
+        return self._video._play(self.colors)
+
+    def _read(self, indices: list[int]) -> Tensor:
+        return self._video._read(indices, self.colors)
+
+    def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
+        return self._video._read_each(indices, function, self.colors)
+
+
+def _to_show(streams: list[av.VideoStream]) -> av.VideoStream:
+    """The one that ffmpeg takes: the largest of those marked as default, or of all.
+
+    One that moves goes before a still picture; one of which the file holds nothing has no size.
+    """
+    default = [s for s in streams if s.disposition & Disposition.default] or streams
+    moving = [s for s in default if s.frames != 1] or default
+    return max(moving, key=lambda s: s.codec_context.width * s.codec_context.height)
+
+
+@cache
+def _allowed_formats(remote: bool = False) -> str:
+    return ','.join(sorted(av.formats_available - _LISTS | (_STREAMS if remote else set())))
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """(a, b, c, d) by which a player shows pixel (x, y) at (a*x + c*y, b*x + d*y) and a shift."""
+    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = struct.unpack_from('=5i', bytes(data))
+    return a, b, c, d
+
+
+def _upright(picture_HWC: Tensor, matrix: tuple[int, int, int, int]) -> Tensor:
+    """The picture turned by quarters and mirrored as its display matrix says."""
+    a, b, c, d = matrix
+    if abs(b) > abs(a):
+        picture_HWC, a, d = picture_HWC.transpose(0, 1), c, b
+    axes = [axis for axis, sign in ((1, a), (0, d)) if sign < 0]
+    return picture_HWC.flip(axes) if axes else picture_HWC

@@ -1,0 +1,304 @@
+"""Videos that are folders of images, or arrays in memory."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from ...errors import BvtamError
+from ...files import open_regular
+from ..failures import machine_error, memory_is_short
+from .memory import MAX_PIXELS, frame_bytes, give_back
+from .reader import Reader, VideoError
+
+log = logging.getLogger('bvtam')
+
+_STRIP_PIXELS = 1 << 22
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.ppm')
+_NO_FRAMES = re.compile(r'(?i)(^|[^a-z])(flow|mask|depth|thumb|thumbnail)s?([^a-z]|$)')
+
+
+class _EvenFrames(Reader):
+    """Frames that follow each other at a fixed rate."""
+
+    def __init__(self, name: str, fps: float) -> None:
+        if not 0 < fps < float('inf'):
+            raise BvtamError(f'{name}: fps must be above 0, not {fps}')
+        self.name, self._fps = name, float(fps)
+
+    @property
+    def fps(self) -> float:
+        return self._fps
+
+    @property
+    def times(self) -> Tensor:
+        return torch.arange(self.num_frames, dtype=torch.float64) / self._fps
+
+    @property
+    def duration(self) -> float:
+        return self.num_frames / self._fps
+
+
+class FrameFolder(_EvenFrames):
+    """A folder of numbered images, in the order of their numbers.
+
+    Args:
+        path: the folder.
+        template: how the images are named, with a place for the number such as `{:05d}.jpg` or
+            `img_%05d.png`, or with wildcards, `img_*.jpg`; None where all the numbered images of the
+            folder are named alike.
+        first, last: numbers, as in the names, of the first and last frame, if not all belong to the
+            video.
+        num_frames: how many frames from the first on, in place of `last`.
+        fps: frames a second.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        BvtamError: a template without wildcards or a place for one number, or `fps` not above 0.
+        VideoError: from all but the constructor, if the images cannot be told, are missing or damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        template: str | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        fps: float = 25.0,
+        num_frames: int | None = None,
+    ) -> None:
+        super().__init__(os.fspath(path), fps)
+        self.path, self.first, self.last, self.count = Path(path), first, last, num_frames
+        self.template = template
+        if not self.path.is_dir():
+            raise FileNotFoundError(f'{self.path}: no such folder of frames')
+        if template is not None:
+            _check_template(template)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The names of the images, by number."""
+        kinds: dict[tuple[str, str], dict[int, str]] = {}
+        for name in sorted(os.listdir(self.path)):
+            if match := self._numbered(name):
+                numbers = kinds.setdefault(match.group(1, 3), {})
+                other = numbers.setdefault(int(match[2]), name)
+                if other != name:
+                    raise VideoError(
+                        f'{self.path}: {other} and {name} have the same number; remove one'
+                    )
+        if not kinds:
+            sought = f'images named {self.template}' if self.template else 'numbered images'
+            raise VideoError(f'{self.path} holds no {sought}; name a folder of frames')
+        frames = [kind for kind in kinds if not _NO_FRAMES.search(kind[0])]
+        if len(kinds) > 1 and len(frames) == 1:
+            others = ', '.join(sorted(f'{a}*{b}' for a, b in kinds if (a, b) != frames[0]))
+            log.warning('%s: left out, as no frames by their names: %s', self.path, others)
+            kinds = {frames[0]: kinds[frames[0]]}
+        if len(kinds) > 1:
+            names = ', '.join(next(iter(names.values())) for names in list(kinds.values())[:3])
+            one = '{:05d}'.join((frames or list(kinds))[0])
+            raise VideoError(
+                f'{self.path} holds images of {len(kinds)} kinds ({names}); say which are the frames, '
+                f"as in --frames '{one}' (data.frames in a recipe, frames= in Python)"
+            )
+        (numbered,) = kinds.values()
+        if self.first is None and self.last is None and self.count is None:
+            return [numbered[number] for number in sorted(numbered)]
+        first = min(numbered) if self.first is None else self.first
+        last = max(numbered) if self.last is None else self.last
+        if self.count is not None:
+            last = first + self.count - 1
+        for number in range(first, last + 1):
+            if number not in numbered:
+                raise VideoError(
+                    f'{self.path} lacks frame {number} of {first} to {last}; extract them again'
+                )
+        if first > last:
+            raise VideoError(f'{self.path}: the first frame, {first}, is after the last, {last}')
+        return [numbered[number] for number in range(first, last + 1)]
+
+    def _numbered(self, name: str) -> re.Match[str] | None:
+        """What stands before the number of a frame, the number, and what stands after it."""
+        parts = _around_number(self.template or '')
+        if len(parts) == 2:
+            start, end = map(re.escape, parts)
+            return re.fullmatch(f'({start})([0-9]+)({end})', name)
+        if name.startswith('.') and not (self.template or '').startswith('.'):
+            return None
+        if self.template is None and not name.lower().endswith(IMAGE_SUFFIXES):
+            return None
+        if self.template is not None and not fnmatch.fnmatchcase(name, self.template):
+            return None
+        return re.fullmatch(r'(.*?)([0-9]+)([^0-9]*)', name)
+
+    @cached_property
+    def _size(self) -> list[int]:
+        """Height and width of the first image, upright."""
+        with _opened(self.path / self.files[0]) as image:
+            lies = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return [image.width, image.height] if lies else [image.height, image.width]
+
+    @property
+    def frame_pixels(self) -> int:
+        return math.prod(self._size)
+
+    def _read(self, indices: list[int]) -> Tensor:
+        pictures = {}
+        for index in set(indices):
+            picture = _read_image(self.path / self.files[index])
+            give_back(frame_bytes(picture[0].numel()))
+            if list(picture.shape[1:]) != self._size:
+                picture = resize(picture, self._size)
+            pictures[index] = picture
+        return torch.stack([pictures[index] for index in indices])
+
+
+def _around_number(template: str) -> list[str]:
+    """What stands before and after the number in a template; of another length if it has not one."""
+    return re.split(r'\{\w*(?::0?\d*d?)?\}|%0?\d*d', template)
+
+
+def _check_template(template: str) -> None:
+    if len(_around_number(template)) != 2 and not glob.has_magic(template):
+        raise BvtamError(
+            f'{template!r} is no template of image names; one is {{:05d}}.jpg or img_*.jpg'
+        )
+
+
+def check_frames(frames: str, fps: float | None, sources: Iterable[str]) -> None:
+    """That a template of image names and frames a second can be meant for some of the sources.
+
+    Raises:
+        BvtamError: one of them is none, or no source is a folder, whose own times count.
+    """
+    given = ' and '.join(['frames'] * bool(frames) + ['fps (--frame-rate)'] * (fps is not None))
+    if not given:
+        return
+    if frames:
+        _check_template(frames)
+    if fps is not None and not 0 < fps < math.inf:
+        raise BvtamError(f'fps must be above 0, not {fps}')
+    if not any(os.path.isdir(source) for source in sources):
+        raise BvtamError(
+            f'{given}: only for folders of images, and none of the videos is one; a video file has '
+            'times of its own'
+        )
+
+
+def of_folder(source: object, frames: str, fps: float | None) -> dict[str, Any]:
+    """What `open_video` is told of a source, where that is a folder of images and may be another."""
+    is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+    return {'frames': frames, 'fps': fps} if is_folder else {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image of which the header is read; what fails then is told as a `VideoError`."""
+    try:
+        with open_regular(path) as file, Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise VideoError(
+                    f'{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}; '
+                    'make it smaller'
+                )
+            yield image
+    except BvtamError as error:
+        raise VideoError(error) from None
+    except (
+        *(OSError, ValueError, SyntaxError, EOFError, MemoryError),
+        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    ) as error:
+        # Pillow has no memory for what a damaged image asks for, either.
+        if not isinstance(error, MemoryError) or memory_is_short():
+            lack = machine_error(error, str(path))
+            if lack is not None:
+                raise lack from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VideoError(f'{path} cannot be read ({reason}); extract it again') from None
+
+
+def _read_image(path: Path) -> Tensor:
+    """uint8 RGB (C, H, W), upright as its EXIF says."""
+    with _opened(path) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """uint8 RGB (C, H, W)."""
+    if image.mode.startswith('I;16'):  # grey, of which PIL would clip what is above 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode != 'RGB':
+        image = image.convert('RGB')
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    step = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, step):  # whole, Pillow would make two copies on the way
+        strip = image.crop((0, top, image.width, min(top + step, image.height)))
+        pixels[top : top + step] = np.asarray(strip)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+class FrameArray(_EvenFrames):
+    """Frames in memory: uint8 RGB or grey, (T, C, H, W) or (T, H, W, C), a numpy array or a tensor.
+
+    Args:
+        array: the frames.
+        fps: frames a second.
+        name: for messages.
+
+    Raises:
+        BvtamError: an array of another shape or type, or without frames.
+    """
+
+    def __init__(self, array: np.ndarray | Tensor, fps: float = 25.0, name: str = 'array') -> None:
+        super().__init__(name, fps)
+        if array.dtype not in (np.uint8, torch.uint8):
+            raise BvtamError(f'{name}: frames must be uint8, not {array.dtype}')
+        sides = (array.shape[1], array.shape[3]) if array.ndim == 4 else ()
+        channels = next((count for count in (3, 1) if count in sides), None)
+        if channels is None:
+            raise BvtamError(
+                f'{name}: frames must be uint8 of shape (T, 3, H, W) or (T, H, W, 3), or of 1 channel '
+                f'in place of 3, not {tuple(array.shape)}'
+            )
+        if 0 in array.shape:
+            raise BvtamError(f'{name} holds no frame; its shape is {tuple(array.shape)}')
+        order = (0, 1, 2, 3) if sides[0] == channels else (0, 3, 1, 2)
+        # A view: an array may be a file of which little fits into memory.
+        self.frames = array.permute(order) if isinstance(array, Tensor) else array.transpose(order)
+        height, width = self.frames.shape[2:]
+        if height * width > MAX_PIXELS:
+            raise BvtamError(
+                f'{name}: its frames have {width}x{height} pixels, more than {MAX_PIXELS}; make '
+                'them smaller'
+            )
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.frames)
+
+    def _read(self, indices: list[int]) -> Tensor:
+        picked = self.frames[indices]
+        if not isinstance(picked, Tensor):
+            picked = torch.from_numpy(np.ascontiguousarray(picked))
+        return picked.cpu().expand(-1, 3, -1, -1).contiguous()

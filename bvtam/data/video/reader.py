@@ -1,0 +1,171 @@
+"""What all readers of videos have in common."""
+
+from __future__ import annotations
+
+import atexit
+import operator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from fractions import Fraction
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...errors import BvtamError
+from ..failures import machine_told
+from .colors import UNTAGGED, Tags
+from .memory import DECODING, frame_bytes
+
+Result = TypeVar('Result')
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def closed_at_exit(generate: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """Of a generator function: what is still open at the end of the program is closed before the
+    modules go that closing needs."""
+
+    @wraps(generate)
+    def run(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        results = generate(*args, **kwargs)
+        _open.add(results)
+        return results
+
+    return run
+
+
+@atexit.register
+def _close() -> None:
+    for results in list(_open):
+        with suppress(ValueError):  # a thread is in it
+            results.close()
+
+
+class VideoError(BvtamError):
+    """A video that cannot be opened or decoded, is damaged, or stalls."""
+
+
+class Reader:
+    """Frames of one video by their number or time.
+
+    A subclass sets `name` and has `num_frames`, `times`, `duration` and `_read`.
+
+    Attributes:
+        name: the source, for messages.
+        frame_pixels: of a frame, where decoding one takes memory; known once `num_frames` is.
+    """
+
+    name: str
+    frame_pixels: int = 0
+
+    @property
+    def times(self) -> Tensor:
+        """(V,) float64 seconds at which each frame appears, from 0 for the first."""
+        raise NotImplementedError
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last."""
+        raise NotImplementedError
+
+    @property
+    def tags(self) -> Tags:
+        """What a video says about its colours; of images, those that are written for them."""
+        return UNTAGGED
+
+    def with_colors(self, colors: str) -> Reader:
+        """A reader of the same video with colours 'tagged' or 'jpeg', as of `ClipConfig`; this one
+        where they are the same, as they are for images."""
+        return self
+
+    def _read(self, indices: list[int]) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames V, at least 1."""
+        raise NotImplementedError
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width of a pixel over its height as players show it; frames are read as they are stored."""
+        return Fraction(1)
+
+    @property
+    def fps(self) -> float:
+        """Mean frames per second."""
+        last = float(self.times[-1])
+        return (self.num_frames - 1) / last if last else 1 / self.duration
+
+    def read(self, indices: Iterable[int]) -> Tensor:
+        """The frames at `indices`, counted from 0, in that order; an index may be given repeatedly.
+
+        Returns:
+            uint8 RGB tensor (T, C, H, W), upright as players show it. A frame of another size than
+            the first of the video is scaled to that.
+
+        Raises:
+            BvtamError: no index, or one outside [0, num_frames).
+            VideoError: the video is damaged.
+            MachineError: memory or descriptors run out.
+        """
+        with machine_told(self.name):
+            return self._read(self._checked(indices))
+
+    def read_each(
+        self, indices: Iterable[int], function: Callable[[Tensor], Result]
+    ) -> list[Result]:
+        """`function` of each of the frames at `indices`, in that order.
+
+        It takes a frame (1, C, H, W) as from `read`, as soon as it is decoded, so that of those of
+        full size one is held at a time; and the threads of a process wait for each other where their
+        frames together would take too much memory. A frame that is there repeatedly is taken once.
+
+        Raises:
+            As `read`, and what `function` raises.
+        """
+        with machine_told(self.name):
+            wanted = self._checked(indices)
+            with DECODING.hold(frame_bytes(self.frame_pixels)):
+                return self._read_each(wanted, function)
+
+    def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
+        found = {index: function(self._read([index])) for index in sorted(set(indices))}
+        return [found[index] for index in indices]
+
+    def _checked(self, indices: Iterable[int]) -> list[int]:
+        wanted = [operator.index(i) for i in indices]
+        if not wanted:
+            raise BvtamError(f'{self.name}: no frame index given to read')
+        for index in (min(wanted), max(wanted)):
+            if not 0 <= index < self.num_frames:
+                raise BvtamError(
+                    f'{self.name}: frame {index} is outside the video, 0 to {self.num_frames - 1}'
+                )
+        return wanted
+
+    def play(self) -> Iterator[tuple[float, Tensor]]:
+        """All frames in turn: seconds from the first one, and uint8 RGB (C, H, W) as from `read`.
+
+        Raises:
+            VideoError: the video is damaged.
+        """
+        for index, second in enumerate(self.times.tolist()):
+            yield second, self._read([index])[0]
+
+    def read_at(self, seconds: Iterable[float]) -> Tensor:
+        """The frames on screen at `seconds`, the first or last one for times outside the video.
+
+        Returns:
+            uint8 RGB tensor (T, C, H, W), as from `read`.
+
+        Raises:
+            BvtamError: as from `read`.
+        """
+        moments = torch.as_tensor([float(s) for s in seconds], dtype=torch.float64)
+        shown = torch.searchsorted(self.times, moments, right=True) - 1
+        return self.read(shown.clamp(0, self.num_frames - 1).tolist())

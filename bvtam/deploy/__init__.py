@@ -1,0 +1,1 @@
+"""The same models for use: optimised, exported, measured, counted."""

@@ -1,0 +1,185 @@
+"""The command line as a user runs it: results on stdout, one line on stderr, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+from support.cli import SAMPLE, run
+
+import bvtam
+from bvtam import cli
+
+
+@pytest.fixture(scope='module')
+def net(tmp_path_factory):
+    """A zoo folder of a small net with labels."""
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
+    model.fc.bias.data[1] = 9.0
+    model.label_names = ['left', 'pushing [something] right', 'up']
+    return bvtam.save_pretrained(model, tmp_path_factory.mktemp('net') / 'net')
+
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp('video') / 'clip.mp4'
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('mpeg4', rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, 'yuv420p'
+        for i in range(40):
+            picture = np.full((240, 320, 3), 6 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    return path
+
+
+def test_list(capfd):
+    code, out, _ = run(capfd, 'list', 'bvtam_r50_*')
+    assert code == 0
+    assert out.split() == [f'bvtam_r50_{k}x2' for k in (8, 16, 24, 32)]
+    code, out, _ = run(capfd, 'list', '--json')
+    assert json.loads(out) == bvtam.list_models()
+    code, out, _ = run(capfd, 'list', 'bvtam_r50*', '--pretrained', '--json')
+    rows = json.loads(out)
+    assert code == 0 and [r['name'] for r in rows] == bvtam.list_pretrained('bvtam_r50*')
+    assert {r['name'].partition('.')[2]: r['from'] for r in rows} == {
+        'motion': 'here', 'ssv1_ibm': 'convert by hand', 'ssv2_ibm': 'convert by hand'
+    }  # fmt: skip
+    assert rows[1]['top1'] == 46.4
+    code, out, _ = run(capfd, 'list', 'tsm*', '--pretrained')
+    assert code == 0 and 'download' in out and '74.1' in out and 'mit-han-lab' in out
+
+
+def test_info(capfd, net):
+    code, out, _ = run(capfd, 'info', 'bvtam_r50_8x2', '--json')
+    facts = json.loads(out)
+    assert code == 0
+    assert facts['params'] == 25_020_142 and facts['clip']['num_frames'] == 16
+    assert facts['options']['temporal'] == 'tam' and facts['input'] == '(B, 3, T, H, W)'
+    code, out, _ = run(capfd, 'info', f'local-dir:{net}', '--json')
+    facts = json.loads(out)
+    assert facts['options']['width'] == 16 and facts['options']['layers'] == [2, 2, 2, 2]
+    assert facts['options']['num_classes'] == facts['num_classes'] == 3
+    assert facts['weights'] == {'from': 'here', 'folder': str(net)}
+    code, out, _ = run(capfd, 'info', 'bvtam_r50_8x2.ssv1_ibm', '--json')
+    facts = json.loads(out)
+    assert facts['weights'] == {
+        'bvtam_r50_8x2.motion': 'here',
+        'bvtam_r50_8x2.ssv1_ibm': 'convert by hand',
+        'bvtam_r50_8x2.ssv2_ibm': 'convert by hand',
+    }
+    assert facts['published']['metrics'][0]['top1'] == 46.4
+    code, out, _ = run(capfd, 'info', f'local-dir:{net}')
+    assert code == 0 and 'bvtam_tiny_8x2' in out and 'clip.num_frames' in out
+
+
+def test_flops(capfd):
+    args = ('flops', 'bvtam_r50_8x2', '--frames', 16, '--size', 224, '--num-classes', 174)
+    code, out, _ = run(capfd, *args, '--json')
+    assert code == 0
+    costs = json.loads(out)
+    assert list(costs) == ['model', 'num_frames', 'size', 'num_classes', 'conv_macs', 'linear_macs',
+                           'params', 'executed_macs']  # fmt: skip
+    assert costs['conv_macs'] == 23_848_452_096
+    code, out, _ = run(capfd, *args)
+    assert code == 0 and '23,848,452,096' in out
+
+
+def test_predict(capfd, net, video):
+    code, out, err = run(capfd, 'predict', video, '--model', f'local-dir:{net}', '--json')
+    assert code == 0, err
+    (first,) = json.loads(out)
+    assert set(first) == {'video', 'model', 'frames', 'top'}
+    assert first['frames'] == [int(40 / 16 / 2 + 40 / 16 * i) for i in range(16)]
+    assert first['top'][0]['label'] == 'pushing [something] right' and first['top'][0]['index'] == 1
+    assert sum(t['score'] for t in first['top']) == pytest.approx(1)
+    code, out, _ = run(capfd, 'predict', video, '--model', f'local-dir:{net}', '--topk', 1)
+    assert code == 0 and 'pushing [something] right' in out and 'left' not in out
+
+
+@pytest.mark.parametrize('form', ['missing', 'zero bytes', 'text', 'folder'])
+def test_bad_videos(capfd, net, tmp_path, form):
+    path = tmp_path / 'bad.mp4'
+    if form == 'zero bytes':
+        path.write_bytes(b'')
+    elif form == 'text':
+        path.write_text('this is no video\n' * 50)
+    elif form == 'folder':
+        path.mkdir()
+    code, out, err = run(capfd, 'predict', path, '--model', f'local-dir:{net}', '--json')
+    assert code == 1 and out == ''
+    assert len(err.splitlines()) == 1 and 'bad.mp4' in err
+
+
+@pytest.mark.parametrize(
+    ('args', 'code', 'words'),
+    [
+        (['info', 'bvtam_r50_8x'], 1, 'did you mean bvtam_r50_8x2'),
+        (['info', 'owner/repo'], 1, 'hf-hub:owner/repo'),
+        (['predict', SAMPLE, '--model', 'local-dir:nowhere'], 1, 'nowhere'),
+        (['predict', SAMPLE, '--model', 'bvtam_r101_8x2'], 1, 'bvtam convert'),
+        (['flops', 'bvtam_tiny_8x2', '--frames', '5'], 1, 'T=5'),
+        (['flops', 'blresnet5'], 1, 'blresnet50'),
+        (['convert', 'nowhere.pth'], 1, 'nowhere.pth'),
+        (['convert', 'nowhere.pth', '--option', 'alpha'], 2, 'KEY=VALUE'),
+        (['flops'], 2, '--check'),
+        (['flops', 'bvtam_tiny_8x2', '--frames', '0'], 2, '--frames'),
+        (['convert', 'nowhere.pth', '--name', 'bvtam_tiny_8x2.../evil'], 1, 'a tag is of letters'),
+        (['convert', 'nowhere.pth', '--option', 'alpha=4'], 1, 'follows from the weights'),
+        (
+            ['verify', 'bvtam_r50_8x2.ssv1_ibm'],
+            1,
+            'https://ibm.box.com/v/st2stv1-bLVNet-TAM-50-f8x2',
+        ),
+        (['push', 'nowhere', 'alice/net'], 1, 'nowhere'),
+        (['flops', 'bvtam_tiny_8x2', '--frmaes', '4'], 2, '--frames'),
+        (['train'], 1, '--data DIR'),
+    ],
+)
+def test_bad_calls(capfd, args, code, words):
+    got, out, err = run(capfd, *args)
+    assert (got, out) == (code, '')
+    assert words in err and 'Traceback' not in err
+    if code == 1:
+        assert len(err.splitlines()) == 1
+
+
+def test_convert_then_predict_in_fresh_processes(tmp_path, video):
+    import torch
+    from support import textbook
+
+    net = textbook.BLVNet(blocks=(2, 2, 2, 2), width=16, num_classes=4)
+    state = {f'baseline_model.{n}': t for n, t in net.state_dict().items()}
+    torch.save(state, tmp_path / 'file.pth')
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+
+    def bvtam_command(*args):
+        command = [sys.executable, '-m', 'bvtam', *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
+
+    done = bvtam_command('convert', tmp_path / 'file.pth', '--json')
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)['architecture'] == 'bvtam_tiny_8x2'
+    done = bvtam_command('predict', video, '--model', 'bvtam_tiny_8x2.converted', '--json')
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)[0]['top']) == 4
+
+
+def test_help_does_without_torch():
+    command = [sys.executable, '-X', 'importtime', '-m', 'bvtam', '--help']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and 'predict' in done.stdout
+    imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
+    assert 'bvtam.cli' in imported and not imported & {'torch', 'timm', 'numpy'}
+
+
+def test_help_of_every_command(capfd):
+    for command in (
+        command.name or command.callback.__name__ for command in cli.app.registered_commands
+    ):
+        code, out, _ = run(capfd, command, '--help')
+        reports = command != 'demo'  # it opens a page
+        assert code == 0 and ('--json' in out) == reports
