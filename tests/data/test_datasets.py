@@ -202,7 +202,7 @@ def test_time_limit_reaches_the_reader(records, monkeypatch):
         seen.append(time_limit)
         return open_video(source)
 
-    monkeypatch.setattr('bvtam.data.video.file.open_video', opened)
+    monkeypatch.setattr('bvtam.data.records.open_video', opened)
     VideoDataset(records, CLIP, time_limit=2.5)[0]
     assert seen == [2.5]
 
