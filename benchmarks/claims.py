@@ -31,7 +31,7 @@ from bvtam.engine.recipe import Recipe
 from bvtam.engine.start import motion_sets
 from bvtam.engine.train import Trainer
 from bvtam.files import write_file
-from bvtam.layers.temporal import TAM
+from bvtam.layers.tam import TAM
 
 RESULTS = Path(__file__).parent / 'results'
 EPOCHS, CLIPS, TEST_CLIPS, TEST_SEED = 3, 3200, 2016, 1000

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from measure import interleaved
 
-from bvtam.layers.temporal import TamFunction, _tam_traced
+from bvtam.layers.tam import TamFunction, _tam_traced
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
 

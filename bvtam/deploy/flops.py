@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # it scripts a function of its own, which torch
 
 from ..factory import create_model
 from ..inference.eval_mode import evaluating
-from ..layers.temporal import plan
+from ..layers.pairs import plan
 
 
 def _tam_macs(inputs: list, outputs: list) -> Counter:

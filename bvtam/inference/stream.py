@@ -63,7 +63,7 @@ class Stream:
     """
 
     def __init__(self, model: nn.Module, last: int | None = None) -> None:
-        if not hasattr(model, 'links'):
+        if not hasattr(model, 'stream_stages'):
             raise BvtamError(f'{type(model).__name__} is no video net that can stream')
         if model.training:
             raise BvtamError('a stream needs a net in eval mode: call model.eval() first')
@@ -74,7 +74,7 @@ class Stream:
 
     def reset(self) -> None:
         """Forgets all frames: what comes next is another video."""
-        self._links = self.model.links()
+        self._stages = self.model.stream_stages()
         self._shape: torch.Size | None = None
         self._slots: list[Tensor] = []  # frames of the step that is not whole yet
         self._steps = 0
@@ -85,8 +85,8 @@ class Stream:
     def delay(self) -> int:
         """Frames after the last one of a step until the step comes out."""
         steps = 1
-        for link in reversed(self._links):
-            steps = link.wait(steps)
+        for stage in reversed(self._stages):
+            steps = stage.wait(steps)
         return self.model.frames_per_step * (steps - 1)
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class Stream:
         if len(self._slots) < self.model.frames_per_step:
             return []
         slots, self._slots = self._slots, []
-        return [self._answer(x) for x in run(self._links, slots)]
+        return [self._answer(x) for x in run(self._stages, slots)]
 
     @torch.no_grad()
     def finish(self) -> list[StreamStep]:
@@ -122,7 +122,7 @@ class Stream:
         """
         if self._slots:
             raise ValueError('expected an even number of frames: push the last one once more')
-        steps = [self._answer(x) for x in run(self._links, None)]
+        steps = [self._answer(x) for x in run(self._stages, None)]
         self.reset()
         return steps
 

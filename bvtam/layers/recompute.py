@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import derived
-from .temporal import TAM, TamFunction
+from .tam import TAM, TamFunction
 
 _aten = torch.ops.aten
 
@@ -131,7 +131,7 @@ def norm_sum_relu(
 ) -> Tensor:
     """`relu(norm(x) + other_norm(other))`, as far as these are there; no batch norm gives x itself.
 
-    Where recipes are kept (`layers/derived.py`), the result has one.
+    Where cheap tensors are recomputed (`layers/derived.py`), the result has a recompute function.
     """
     norms = [n for n in (norm, other_norm) if n is not None]
     if not (derived.active() and all(_usual(x, n) for n in norms)):
@@ -154,7 +154,7 @@ def norm_sum_relu(
             y += other_again(other) if other_again else other
         return (y.relu_() if relu else y,)
 
-    derived.derive(make, *sources, of=(y,))
+    derived.recompute_with(make, *sources, of=(y,))
     return F.relu(y, inplace=True) if relu else y
 
 
@@ -169,17 +169,17 @@ def _normed(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Callable[[Tensor],
 
 
 def pool(x: Tensor, module: nn.Module) -> Tensor:
-    """`module(x)` of a pooling module; its result has a recipe where these are kept."""
+    """`module(x)` of a pooling module; its result has a recompute function where cheap tensors have one."""
     y = module(x)
     if y is not x:
-        derived.derive(lambda x: (module(x),), x, of=(y,))
+        derived.recompute_with(lambda x: (module(x),), x, of=(y,))
     return y
 
 
-def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour interpolation to `size`; with a recipe as of `pool`."""
+def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour interpolation to `size`; with a recompute function as `pool`."""
     y = F.interpolate(x, size=size, mode='nearest')
-    derived.derive(lambda x: (F.interpolate(x, size=size, mode='nearest'),), x, of=(y,))
+    derived.recompute_with(lambda x: (F.interpolate(x, size=size, mode='nearest'),), x, of=(y,))
     return y
 
 

@@ -1,9 +1,9 @@
-"""Temporal operators inside the residual blocks of timm's image networks.
+"""Temporal operators inside the residual blocks of timm's image models.
 
 timm's residual blocks begin `shortcut = x; x = self.<first layer>(x)`, some with a norm before. An
 operator takes the place of that first layer and holds it, so timm's own code runs, and the shortcut
-gets the frames before they are aggregated. Frames are folded, (B*T, C, H, W). T comes from the input;
-an operator learns it from `run_clips`, through a thread-local that is set only during that call.
+gets the frames before they are aggregated. Time is folded into the batch, (B*T, C, H, W). T comes from
+the input; an operator learns it from `run_clips`, through a thread-local that is set only during that call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from timm.models import _efficientnet_blocks, convnext, regnet, res2net, resnest
 from torch import Tensor, nn
 
 from ..errors import BvtamError
-from .temporal import clips, temporal_op
+from .folding import unfold_time
+from .temporal import temporal_op
 
 # Residual blocks, each with the layer that its residual branch begins with.
 FIRST_LAYER = {
@@ -61,7 +62,9 @@ def run_step(module: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
 def _steps() -> int:
     steps = getattr(_call, 'steps', None)
     if steps is None:
-        raise BvtamError('the backbone of a TemporalNet does not run alone: call the net on clips')
+        raise BvtamError(
+            'the backbone of a TemporalNet does not run alone: call the model on clips'
+        )
     return steps
 
 
@@ -82,13 +85,13 @@ class ClipDropPath(DropPath):
     """Stochastic depth that drops a branch for all frames of a clip or for none."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(clips(x, _steps())).flatten(0, 1)
+        return super().forward(unfold_time(x, _steps())).flatten(0, 1)
 
 
-def residual_blocks(net: nn.Module) -> list[nn.Module]:
+def residual_blocks(model: nn.Module) -> list[nn.Module]:
     """Blocks of a known kind with a shortcut; RegNet tells by `downsample`, others by `has_skip`."""
     regnets = (regnet.Bottleneck, regnet.PreBottleneck)
-    blocks = [m for m in net.modules() if type(m) in FIRST_LAYER]
+    blocks = [m for m in model.modules() if type(m) in FIRST_LAYER]
     return [b for b in blocks if getattr(b, 'has_skip', True)
             and not (isinstance(b, regnets) and b.downsample is None)]  # fmt: skip
 
@@ -119,8 +122,8 @@ def before_branch(unit: nn.Module) -> nn.Module | None:
     return unit.norm1 if type(unit) is regnet.PreBottleneck else None
 
 
-def drop_clips_whole(net: nn.Module) -> None:
+def drop_clips_whole(model: nn.Module) -> None:
     """Makes stochastic depth drop a branch for all frames of a clip or for none."""
-    for block in net.modules():
+    for block in model.modules():
         if isinstance(drop := getattr(block, 'drop_path', None), DropPath):
             block.drop_path = ClipDropPath(drop.drop_prob, drop.scale_by_keep)

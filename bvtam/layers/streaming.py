@@ -1,8 +1,8 @@
-"""Layers of a video net on one time step after the other, in constant memory.
+"""Layers of a video model on one time step after the other, in constant memory.
 
-A net is a row of links. Each has a function of single steps, and at most one layer that mixes steps:
+A model is a row of stages. Each has a function of single steps, and at most one layer that mixes steps:
 it waits for the steps ahead that it reads, and forgets those that no later step reads. What comes out
-is what the whole clip would have given, step by step and as many steps later as the links wait.
+is what the whole clip would have given, step by step and as many steps later as the stages wait.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Slots = Sequence[Tensor]  # of one step, each (B, C, H, W): (even, odd) of a pai
 
 
 @dataclass
-class Link:
+class StreamStage:
     """A temporal operator, and what follows until the next.
 
     Attributes:
         operator: see `layers.temporal`.
         form: of the operator: 'plain', 'split' or 'pair'.
-        after: (x, *outputs) -> x of the next link; x is the step that the outputs are of.
+        after: (x, *outputs) -> x of the next stage; x is the step that the outputs are of.
         before: what happens to each source before the operator.
         reads: what the operator reads of a source, where `after` begins with the same.
     """
@@ -74,25 +74,25 @@ class Link:
 
 
 class MaxPool:
-    """Maximum of 3 steps at every second, as a link: steps 2k-1, 2k and 2k+1 give step k."""
+    """Maximum of 3 steps at every second, as a stage: steps 2k-1, 2k and 2k+1 give step k."""
 
     def __init__(self) -> None:
         self.held: list[Tensor] = []
         self.count = 0
 
     def wait(self, steps: int) -> int:
-        """As `Link.wait`."""
+        """As `StreamStage.wait`."""
         return 2 * steps
 
     def push(self, x: Slots) -> Iterator[Tensor]:
-        """As `Link.push`."""
+        """As `StreamStage.push`."""
         self.held.append(x[0])
         self.count += 1
         if self.count % 2 == 0:
             yield self._step()
 
     def finish(self) -> Iterator[Tensor]:
-        """As `Link.finish`."""
+        """As `StreamStage.finish`."""
         if self.count % 2:
             yield self._step()
 
@@ -102,14 +102,14 @@ class MaxPool:
         return out
 
 
-def run(links: Sequence[Link | MaxPool], x: Slots | None) -> Iterator[Tensor]:
-    """What comes out of the last link when `x` comes into the first, or None ends the clip."""
-    if not links:
+def run(stages: Sequence[StreamStage | MaxPool], x: Slots | None) -> Iterator[Tensor]:
+    """What comes out of the last stage when `x` comes into the first, or None ends the clip."""
+    if not stages:
         if x is not None:
             yield x[0]
         return
-    link, *rest = links
-    for y in link.finish() if x is None else link.push(x):
+    stage, *rest = stages
+    for y in stage.finish() if x is None else stage.push(x):
         yield from run(rest, (y,))
     if x is None:
         yield from run(rest, None)

@@ -20,16 +20,17 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import BvtamError
-from ..layers.derived import derived_kept_as_recipes
+from ..layers.derived import cheap_tensors_recomputed
+from ..layers.folding import unfold_time
 from ..layers.recompute import (
     checkpoint,
-    enlarge,
     norm_relu_conv,
     norm_relu_split,
     norm_sum_relu,
     pool,
+    upsample_nearest,
 )
-from ..layers.temporal import clips, stack_tam_weights
+from ..layers.tam import stack_tam_weights
 from ._build import build, default_cfg
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (4, 8, 18, 3), 152: (5, 12, 30, 3)}
@@ -90,7 +91,9 @@ class Bottleneck(nn.Module):
             shortcut = conv(shortcut)
         if self.drop_path is None:
             return norm_sum_relu(x, self.bn3, shortcut, self.last_act, norm)
-        x = self.drop_path(clips(self.bn3(x), num_pairs)).flatten(0, 1)  # a clip is dropped whole
+        x = self.drop_path(unfold_time(self.bn3(x), num_pairs)).flatten(
+            0, 1
+        )  # a clip is dropped whole
         x += shortcut if norm is None else norm(shortcut)
         return F.relu(x, inplace=True) if self.last_act else x
 
@@ -176,7 +179,7 @@ class BLModule(nn.Module):
         """What follows the temporal operator."""
         conv, norm = self.little_out
         x = conv(self.little(little, num_pairs))
-        big = enlarge(self.big(big, num_pairs), x.shape[-2:])
+        big = upsample_nearest(self.big(big, num_pairs), x.shape[-2:])
         return self.fusion(norm_sum_relu(x, norm, big), num_pairs)
 
 
@@ -334,7 +337,7 @@ class BLResNet(nn.Module):
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(stage, x, num_pairs)
         if self.cheap_recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            with derived_kept_as_recipes():
+            with cheap_tensors_recomputed():
                 return stage(x, num_pairs)
         return stage(x, num_pairs)
 

@@ -17,8 +17,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..clip import ClipConfig
-from ..layers.streaming import Link
-from ..layers.temporal import clips, fold, temporal_op
+from ..layers.folding import fold_time, unfold_time
+from ..layers.streaming import StreamStage
+from ..layers.temporal import temporal_op
 from ._build import build, default_cfg
 from .bl_resnet import DEPTHS, BLResNet, checkpoint_filter_fn
 
@@ -83,17 +84,17 @@ class BLVNet(BLResNet):
         if x.shape[2] % 2 or x.shape[2] == 0:
             raise ValueError(f'expected an even number of frames T, got T={x.shape[2]}')
         num_pairs = x.shape[2] // 2
-        return fold(x, num_pairs, 2), num_pairs
+        return fold_time(x, num_pairs, 2), num_pairs
 
     def _unfold(self, x: Tensor, num_pairs: int) -> Tensor:
         """(B*K, C, h, w) -> (B, C, K, h, w)."""
-        return clips(x, num_pairs).transpose(1, 2)
+        return unfold_time(x, num_pairs).transpose(1, 2)
 
-    def links(self) -> list[Link]:
-        """The net up to its head, for streams of pairs (see `layers.streaming`)."""
+    def stream_stages(self) -> list[StreamStage]:
+        """The model up to its head, for streams of pairs (see `layers.streaming`)."""
         stem = self.stem
-        links = [
-            Link(
+        stages = [
+            StreamStage(
                 stem.temporal,
                 'split',
                 lambda x, little, big: stem.branches(little, big),
@@ -101,16 +102,19 @@ class BLVNet(BLResNet):
             )
         ]
         for module in (self.layer1, self.layer2, self.layer3):
-            links.append(
-                Link(module.temporal, 'pair', lambda x, *mixed, m=module: m.branches(*mixed))
+            stages.append(
+                StreamStage(module.temporal, 'pair', lambda x, *mixed, m=module: m.branches(*mixed))
             )
-        return [*links, *(Link(block.temporal, 'plain', block.residual) for block in self.layer4)]
+        return [
+            *stages,
+            *(StreamStage(block.temporal, 'plain', block.residual) for block in self.layer4),
+        ]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, T/2, h, w) -> (B, num_classes), averaged over the pairs."""
         num_pairs = x.shape[2]
         x = self.global_pool(x.transpose(1, 2).flatten(0, 1))
-        x = clips(F.dropout(x, self.drop_rate, self.training), num_pairs)
+        x = unfold_time(F.dropout(x, self.drop_rate, self.training), num_pairs)
         if x.ndim == 5:  # not pooled
             return x.transpose(1, 2)
         x = x.mean(1)  # before the linear layer, which is the same and runs once

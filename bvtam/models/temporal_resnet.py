@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from ..clip import INTERPOLATIONS, ClipConfig
 from ..errors import BvtamError, nearest
+from ..layers.folding import fold_time, unfold_time
 from ..layers.recompute import checkpoint
 from ..layers.residual import (
     FIRST_LAYER,
@@ -45,8 +46,9 @@ from ..layers.residual import (
     run_step,
     units,
 )
-from ..layers.streaming import Link, MaxPool
-from ..layers.temporal import NoTemporal, clips, fold, stack_tam_weights
+from ..layers.streaming import MaxPool, StreamStage
+from ..layers.tam import stack_tam_weights
+from ..layers.temporal import NoTemporal
 from ._build import build, default_cfg
 
 # Nets whose forward_features is: every child before this one, in the order of definition.
@@ -83,7 +85,7 @@ def _check_backbone(name: str, net: nn.Module) -> None:
 
 def _pool_time(x: Tensor, steps: int) -> tuple[Tensor, int]:
     """Maximum of 3 steps at every second: (B*T, C, H, W) -> (B*T', C, H, W), T' = (T + 1) // 2."""
-    x = clips(x, steps).transpose(1, 2)
+    x = unfold_time(x, steps).transpose(1, 2)
     x = F.max_pool3d(x, (3, 1, 1), (2, 1, 1), (1, 0, 0))
     return x.transpose(1, 2).flatten(0, 1), x.shape[2]
 
@@ -211,19 +213,21 @@ class TemporalNet(nn.Module):
             else:
                 yield name, child
 
-    def links(self) -> list[Link | MaxPool]:
-        """The net up to its head, for streams of frames (see `layers.streaming`)."""
-        links: list[Link | MaxPool] = []
+    def stream_stages(self) -> list[StreamStage | MaxPool]:
+        """The model up to its head, for streams of frames (see `layers.streaming`)."""
+        stages: list[StreamStage | MaxPool] = []
         for name, part in self._trunk():
             for unit in units(part):
                 operators = [m.temporal for m in unit.modules() if isinstance(m, TemporalLayer)]
                 (operator,) = operators or [NoTemporal()]
-                links.append(
-                    Link(operator, 'plain', partial(run_step, unit), reads=before_branch(unit))
+                stages.append(
+                    StreamStage(
+                        operator, 'plain', partial(run_step, unit), reads=before_branch(unit)
+                    )
                 )
             if name in self._pooled:
-                links.append(MaxPool())
-        return links
+                stages.append(MaxPool())
+        return stages
 
     def _walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The name and the output, (B, C, T', h, w), of each part in turn."""
@@ -233,13 +237,13 @@ class TemporalNet(nn.Module):
                 f'{tuple(x.shape)}'
             )
         steps = x.shape[2]
-        x = fold(x, steps)
+        x = fold_time(x, steps)
         for name, part in self._trunk():
             if name in self._stages and self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(part, x, steps, run=run_clips)  # sets the steps in the backward too
             else:
                 x = run_clips(part, x, steps)
-            yield f'backbone.{name}', clips(x, steps).transpose(1, 2)
+            yield f'backbone.{name}', unfold_time(x, steps).transpose(1, 2)
             if name in self._pooled:
                 x, steps = _pool_time(x, steps)
 
@@ -253,7 +257,7 @@ class TemporalNet(nn.Module):
         """(B, num_features, T', h, w) -> (B, num_classes), averaged over time."""
         steps = x.shape[2]
         x = self.backbone.forward_head(x.transpose(1, 2).flatten(0, 1), pre_logits=True)
-        x = clips(F.dropout(x, self.drop_rate, self.training), steps)
+        x = unfold_time(F.dropout(x, self.drop_rate, self.training), steps)
         if x.ndim == 5:  # not pooled
             return x.transpose(1, 2)
         x = x.mean(1)  # before the linear layer, which is the same and runs once

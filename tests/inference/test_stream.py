@@ -18,7 +18,8 @@ from bvtam.data.transforms import to_clip
 from bvtam.data.video.file import VideoError, open_video
 from bvtam.errors import BvtamError
 from bvtam.inference.stream import predict_stream
-from bvtam.layers.temporal import TAM, temporal_op
+from bvtam.layers.tam import TAM
+from bvtam.layers.temporal import temporal_op
 
 
 @settings(deadline=None, max_examples=25)
@@ -120,8 +121,8 @@ def test_memory_is_constant():
     stream, held = bvtam.stream(net, last=4), []
     for number in range(100):
         stream.push(clip(1, 32, 32, seed=number)[:, :, 0])
-        held.append(sum(len(link.held) for link in stream._links) + len(stream._recent))
-    assert max(held) == max(held[:40]) <= 3 * len(stream._links) + 4
+        held.append(sum(len(stage.held) for stage in stream._stages) + len(stream._recent))
+    assert max(held) == max(held[:40]) <= 3 * len(stream._stages) + 4
 
 
 def test_nets_without_classifier_or_pooling():

@@ -66,7 +66,7 @@ def test_cheap_recompute_keeps_far_less():
     assert kept_bytes(model, x) < 0.3 * book
 
 
-def test_recipes_go_with_the_graph():
+def test_recompute_functions_go_with_the_graph():
     model = bvtam.create_model('bvtam_tiny_8x2').train()
     model.set_cheap_recompute()
     gc.collect()
@@ -74,7 +74,7 @@ def test_recipes_go_with_the_graph():
     try:
         model(torch.randn(2, 3, 4, 32, 32)).sum().backward()
         model(torch.randn(2, 3, 4, 32, 32))
-        assert not [o for o in gc.get_objects() if type(o) is derived._Made]
+        assert not [o for o in gc.get_objects() if type(o) is derived._Recomputed]
     finally:
         gc.enable()
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from support import textbook
 
 from bvtam.errors import BvtamError
-from bvtam.layers.temporal import TAM, TSM, NoTemporal, stack_tam_weights, temporal_op
+from bvtam.layers.tam import TAM, TamFunction, _tam_traced, stack_tam_weights
+from bvtam.layers.temporal import NoTemporal, temporal_op
+from bvtam.layers.tsm import TSM
 
 RANGES = (1, 3, 5, 7)
 
@@ -88,8 +90,6 @@ def interleave(even, odd):
 
 @cases
 def test_traced_form_equals_the_eager_one(batch, pairs, temporal_range, channels_last, seed):
-    from bvtam.layers.temporal import TamFunction, _tam_traced
-
     weight = tensors(seed, temporal_range, 4)
     for form, per_step in (('plain', 1), ('split', 2), ('pair', 1)):
         x = tensors(seed, batch * pairs * per_step, 4, 2, 3, channels_last=channels_last)
