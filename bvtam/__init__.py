@@ -44,7 +44,7 @@ def __getattr__(name: str):
         'list_models': 'factory',
         'list_pretrained': 'factory',
         'load_features': 'inference.shards',
-        'open_video': 'data.video.file',
+        'open_video': 'data.video.open',
         'save_pretrained': 'hub.publish',
         'optimize': 'deploy.optimize',
         'predict': 'inference.predict',

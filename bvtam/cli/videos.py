@@ -119,8 +119,8 @@ def predict(
     from ..data.datasets import find_videos
     from ..data.failures import Failures
     from ..data.video.addresses import is_url
-    from ..data.video.file import open_video
     from ..data.video.folders import check_frames
+    from ..data.video.open import open_video
     from ..data.video.reader import VideoError
     from ..inference.evidence import evidence as find_evidence
     from ..inference.evidence import save_evidence

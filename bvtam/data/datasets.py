@@ -17,14 +17,15 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from ..clip import ClipConfig
 from ..errors import BvtamError
-from .failures import VIDEO_ERRORS, check_policy, machine_error, machine_told
+from .failures import VIDEO_ERRORS, check_policy, machine_error, machine_errors
 from .load import load_images, load_records
 from .records import Record, find_videos, open_record
 from .sampling import clip_indices, sample_seed, train_indices
 from .transforms import TrainTransform, check_channels, read_crops
-from .video.file import FrameArray, Reader
-from .video.folders import _read_image
+from .video.images import read_image
+from .video.in_memory import FrameArray
 from .video.memory import shared_number
+from .video.reader import Reader
 
 __all__ = [
     'ClipReader',
@@ -85,7 +86,7 @@ class ClipReader:
             BvtamError, OSError: the video cannot be read, or has no frame in the range of the record.
         """
         clip, label = self.clip, record.label
-        with machine_told(record.source), _on_disk(record.source, content) as path:
+        with machine_errors(record.source), _on_disk(record.source, content) as path:
             reader = self._open(path, record).with_colors(clip.colors)
             first, count = _range(reader, record)
             if self.train is not None:
@@ -248,7 +249,7 @@ class ImageDataset(VideoDataset):
 
 class _ImageReader(ClipReader):
     def _open(self, path: str, record: Record) -> FrameArray:
-        return FrameArray(_read_image(Path(path))[None], name=path)
+        return FrameArray(read_image(Path(path))[None], name=path)
 
 
 class _Sent(Tensor):

@@ -127,7 +127,7 @@ def memory_is_short() -> bool:
 
 
 @contextmanager
-def machine_told(name: str) -> Iterator[None]:
+def machine_errors(name: str) -> Iterator[None]:
     """Raises what the machine lacks as a `MachineError` that says so, and names what it was at."""
     try:
         yield

@@ -14,7 +14,8 @@ from pathlib import Path
 from ..errors import BvtamError, nearest
 from .lists import SPLITS, read_labels, read_list, split_name
 from .records import VIDEO_SUFFIXES, Record, find_videos, unreadable, walk
-from .video.folders import IMAGE_SUFFIXES, check_frames
+from .video.folders import check_frames
+from .video.images import IMAGE_SUFFIXES
 
 log = logging.getLogger('bvtam')
 

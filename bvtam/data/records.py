@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from ..errors import BvtamError
 from .video.addresses import PROTOCOLS, check_protocol, is_url
-from .video.file import Reader, open_video
-from .video.folders import IMAGE_SUFFIXES, FrameFolder
+from .video.folders import FrameFolder
+from .video.images import IMAGE_SUFFIXES
+from .video.open import open_video
+from .video.reader import Reader
 
 VIDEO_SUFFIXES = (
     '.3g2', '.3gp', '.asf', '.avi', '.divx', '.f4v', '.flv', '.gif', '.m2ts', '.m2v', '.m4v', '.mkv',
@@ -122,7 +124,7 @@ def unreadable(error: OSError) -> BvtamError:
     return BvtamError(f'{error.filename} cannot be read: {error.strerror}')
 
 
-def contents(sources: Sequence[str]) -> list[tuple[str, int]]:
+def paths_and_sizes(sources: Sequence[str]) -> list[tuple[str, int]]:
     """What each source is, wherever its data set lies and however that is spelled.
 
     Returns:

@@ -29,8 +29,8 @@ from ..data.datasets import find_videos
 from ..data.motion.clips import MotionClips
 from ..data.sampling import clip_indices
 from ..data.transforms import normalize, read_crops
-from ..data.video.file import open_video
 from ..data.video.folders import check_frames, of_folder
+from ..data.video.open import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
 from ..models.blvnet import BLVNet

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..data.datasets import ImageDataset, Record, SampleError, VideoDataset, collate
-from ..data.failures import Failures, check_policy, machine_told, starting_processes
+from ..data.failures import Failures, check_policy, machine_errors, starting_processes
 from ..data.transforms import check_channels, normalize
 from ..data.video.memory import prefetch
 from ..errors import BvtamError
@@ -124,7 +124,7 @@ def evaluate(
 
     counts, num_failed, done = Counts(model.num_classes), 0, 0
     with (
-        machine_told(''),
+        machine_errors(''),
         _evaluating(model, name, device) as net,
         _batches(
             dataset,

@@ -35,8 +35,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..data.datasets import collate
-from ..data.failures import Failures, machine_told, starting_processes
-from ..data.records import contents
+from ..data.failures import Failures, machine_errors, starting_processes
+from ..data.records import paths_and_sizes
 from ..data.sampling import sample_seed
 from ..data.transforms import normalize
 from ..data.video.memory import prefetch
@@ -247,7 +247,7 @@ class Trainer:
         """
         run, epochs = self.recipe.run, self.recipe.schedule.epochs
         with ExitStack() as stack:
-            stack.enter_context(machine_told(''))
+            stack.enter_context(machine_errors(''))
             self.wish = stack.enter_context(stop_signals())
             stack.callback(self._close)
             start = self._open(resume, stack)
@@ -484,7 +484,7 @@ class Trainer:
         found = {'label names': self.net.label_names, 'number of classes': self.net.num_classes}
         for name, data in (('training', self.train_set), ('validation', self.val_set)):
             found_records = getattr(data, 'records', ())
-            places = contents([record.source for record in found_records])
+            places = paths_and_sizes([record.source for record in found_records])
             records = [[*p, r.label] for p, r in zip(places, found_records, strict=True)]
             digest = blake2b(json.dumps(records).encode(), digest_size=8).hexdigest()
             found[f'{name} videos'] = [len(data) if data is not None else 0, digest]

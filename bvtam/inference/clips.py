@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..clip import ClipConfig
-from ..data.failures import VIDEO_ERRORS, machine_told
+from ..data.failures import VIDEO_ERRORS, machine_errors
 from ..data.sampling import clip_indices
 from ..data.transforms import read_crops
 from ..data.video.addresses import PROTOCOLS
-from ..data.video.file import open_video
 from ..data.video.folders import of_folder
+from ..data.video.open import open_video
 from ..data.video.reader import VideoError
 from ..errors import BvtamError
 
@@ -151,14 +151,14 @@ def read_clips(
 
     def open_one(name: str) -> list[tuple[Any, list[list[int]]]]:
         reader = open_video(name, time_limit, protocols, **of_folder(name, frames, fps))
-        with machine_told(reader.name):
+        with machine_errors(reader.name):
             rows, step = plan(reader), max(1, _FRAMES_A_READ // clip.num_frames)
         return [(reader, rows[i : i + step]) for i in range(0, len(rows), step)]
 
     def read_one(part: tuple[Any, list[list[int]]]) -> Clips:
         reader, rows = part
         frames = torch.tensor(rows)
-        with machine_told(reader.name):
+        with machine_errors(reader.name):
             pixels = read_crops(reader, frames.flatten().tolist(), clip)
         return Clips(pixels, frames, reader.times[frames])
 

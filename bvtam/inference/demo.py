@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
-from ..data.video.file import open_video
+from ..data.video.open import open_video
 from ..errors import BvtamError
 from .evidence import evidence, save_evidence
 from .predict import Classifier, model_name, predict

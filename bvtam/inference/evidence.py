@@ -13,7 +13,7 @@ from torch import nn
 
 from ..data.sampling import clip_indices
 from ..data.transforms import normalize, read_crops
-from ..data.video.file import open_video
+from ..data.video.open import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
 from .eval_mode import evaluating

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import find_videos
 from ..data.failures import Failures, check_policy
-from ..data.records import contents
+from ..data.records import paths_and_sizes
 from ..data.video.addresses import PROTOCOLS
 from ..data.video.folders import check_frames
 from ..errors import BvtamError
@@ -129,7 +129,7 @@ def extract(
     rank, world_size = _share(shard, len(videos))
     failures = Failures(len(videos), max_failed)
     # A video may be mended between two runs: their places alone, not their sizes.
-    places = [place for place, _ in contents(videos)]
+    places = [place for place, _ in paths_and_sizes(videos)]
     settings = {
         'what': what,
         'length': length,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..data.failures import VIDEO_ERRORS, Failures, check_policy
 from ..data.transforms import check_channels, normalize
-from ..data.video.held import is_one, source_name
+from ..data.video.in_memory import is_one, source_name
 from ..data.video.reader import closed_at_exit
 from ..errors import BvtamError
 from .clips import clip_plan, read_clips

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data.prepare.encode import Encoding, write_video
 from ..data.video.colors import UNTAGGED
-from ..data.video.file import open_video
+from ..data.video.open import open_video
 from ..data.video.reader import Reader, VideoError
 from ..errors import BvtamError, one_line
 from ..files import atomic_file

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data.transforms import normalize, to_crops
 from ..data.video.addresses import PROTOCOLS
-from ..data.video.file import open_video
+from ..data.video.open import open_video
 from ..data.video.reader import closed_at_exit
 from ..errors import BvtamError
 from ..layers.streaming import run

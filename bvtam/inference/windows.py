@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..data.failures import Failures, check_policy, machine_told
-from ..data.video.file import open_video
-from ..data.video.held import is_one
+from ..data.failures import Failures, check_policy, machine_errors
+from ..data.video.in_memory import is_one
+from ..data.video.open import open_video
 from ..data.video.reader import VideoError, closed_at_exit
 from .clips import cut, read_clips, spans, window_plan
 from .predict import Classifier, check_counts, decoding, video_name
@@ -59,7 +59,7 @@ def windows(
     every, length = spans(every, length)
     plan = window_plan(net.clip, every, length)
     reader = open_video(video, time_limit)
-    with machine_told(reader.name):
+    with machine_errors(reader.name):
         found, rows = cut(reader.times, reader.duration, every, length), plan(reader)
     clip = net.clip
 

@@ -20,7 +20,7 @@ from support.cli import run
 
 import bvtam
 from bvtam.cli import videos as commands
-from bvtam.data.video.file import VideoError
+from bvtam.data.video.reader import VideoError
 from bvtam.inference import render
 
 LABELS = ['left', 'right [red]', 'up', 'down', 'still :smile:']

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from support.runs import Clips, make, rows
 
-from bvtam.data.records import contents
+from bvtam.data.records import paths_and_sizes
 from bvtam.errors import BvtamError
 
 
@@ -87,7 +87,7 @@ def test_data_are_known_by_what_they_are_and_not_by_where(tmp_path, monkeypatch)
     names = ['a/x.mp4', 'b/x.mp4', 'frames']
 
     def found(base):
-        return contents([f'{base}{name}' for name in names])
+        return paths_and_sizes([f'{base}{name}' for name in names])
 
     wanted = [('a/x.mp4', 1), ('b/x.mp4', 1), ('frames', 4)]
     monkeypatch.chdir(tmp_path)
@@ -98,5 +98,5 @@ def test_data_are_known_by_what_they_are_and_not_by_where(tmp_path, monkeypatch)
     assert found('moved/') == wanted
     (tmp_path / 'moved' / 'a' / 'x.mp4').write_text('longer')
     assert found('moved/')[0] == ('a/x.mp4', 6)
-    assert contents(['https://host/a.mp4']) == [('https://host/a.mp4', -1)]
-    assert contents([]) == []
+    assert paths_and_sizes(['https://host/a.mp4']) == [('https://host/a.mp4', -1)]
+    assert paths_and_sizes([]) == []

@@ -24,7 +24,7 @@ from torch import nn
 
 import bvtam
 from bvtam.clip import ClipConfig
-from bvtam.data.video.file import VideoError
+from bvtam.data.video.reader import VideoError
 from bvtam.errors import BvtamError
 from bvtam.inference import clips as clips_module
 from bvtam.inference.extract import extract, local_device

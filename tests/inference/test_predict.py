@@ -15,7 +15,8 @@ from torch import nn
 
 from bvtam.clip import ClipConfig
 from bvtam.data.failures import Failures
-from bvtam.data.video.file import FrameArray, VideoFile
+from bvtam.data.video.file import VideoFile
+from bvtam.data.video.in_memory import FrameArray
 from bvtam.errors import BvtamError
 from bvtam.inference import clips as clips_module
 from bvtam.inference.predict import predict, predict_many

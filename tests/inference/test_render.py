@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bvtam.data.video.file import FrameArray
+from bvtam.data.video.in_memory import FrameArray
 from bvtam.errors import BvtamError
 from bvtam.inference import render
 from bvtam.inference.render import save_annotated, save_timeline

@@ -15,7 +15,8 @@ from support.models import CLIP, assert_streams, classifier, clip, random_net
 
 import bvtam
 from bvtam.data.transforms import to_clip
-from bvtam.data.video.file import VideoError, open_video
+from bvtam.data.video.open import open_video
+from bvtam.data.video.reader import VideoError
 from bvtam.errors import BvtamError
 from bvtam.inference.stream import predict_stream
 from bvtam.layers.tam import TAM

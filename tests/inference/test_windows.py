@@ -16,7 +16,7 @@ from torch import nn
 
 import bvtam
 from bvtam.clip import ClipConfig
-from bvtam.data.video.file import FrameArray
+from bvtam.data.video.in_memory import FrameArray
 from bvtam.errors import BvtamError
 from bvtam.inference.clips import cut
 from bvtam.inference.predict import predict

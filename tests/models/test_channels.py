@@ -16,7 +16,7 @@ import bvtam
 from bvtam.data.datasets import VideoDataset, load_records
 from bvtam.data.motion.clips import MotionClips
 from bvtam.data.transforms import TrainTransform, normalize, to_crops
-from bvtam.data.video.file import open_video
+from bvtam.data.video.open import open_video
 from bvtam.engine.evaluate_motion import evaluate_motion
 from bvtam.engine.setup import initialise
 from bvtam.errors import BvtamError

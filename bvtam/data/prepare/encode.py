@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ...errors import BvtamError
 from ...files import sync
-from ..failures import machine_told
+from ..failures import machine_errors
 from ..records import Record, open_record
 from ..video.colors import UNTAGGED, Tags, check_colors, from_rgb
 from ..video.reader import Reader, VideoError
@@ -98,7 +98,7 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
     """
     watch(_HUNG * time_limit)
     try:
-        with machine_told(part.source):
+        with machine_errors(part.source):
             reader = open_record(part, time_limit=time_limit).with_colors(encoding.colors)
             indices, times, duration = _selection(reader, part, encoding.fps)
             tags = reader.tags if encoding.format == 'video' else UNTAGGED

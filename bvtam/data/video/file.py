@@ -1,4 +1,4 @@
-"""Frames out of video files and streams, by PyAV; and one way to open any kind of video."""
+"""`VideoFile`: the frames of one video file or stream, by number or in turn."""
 
 from __future__ import annotations
 
@@ -10,103 +10,32 @@ import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import av
-import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ...errors import BvtamError
-from ..failures import machine_error
 from .addresses import PROTOCOLS, check_protocol, protocol_of, whitelist
 from .colors import Tags, check_colors, tags_of, to_rgb
-from .complete import cut_short
-from .folders import FrameArray, FrameFolder, check_frames
-from .held import FrameList, copied, is_file, source_name
+from .container import Opened, damaged, open_stream
+from .decoder import Decoder, Mismatch
+from .frame_table import Clock, FrameTable, counted_table, scan
+from .joins import Damage, JoinFinder, Tail, check
 from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
-from .packets import Clock, Decoder, FrameTable, Mismatch, counted_table, scan
-from .pipes import Pipe, remove, spool
-from .pyav import open_container
+from .pipes import Pipe, copy_pipe, remove_copy
 from .reader import Reader, Result, VideoError, closed_at_exit
-from .seams import Damage, Seams, Tail, check
-
-__all__ = ['FrameArray', 'FrameFolder', 'Reader', 'VideoError', 'VideoFile', 'open_video']
+from .truncation import cut_short
 
 log = logging.getLogger('bvtam')
-
-# Formats that name other files or addresses to be opened.
-_LISTS = {'concat', 'dash', 'hls', 'image2', 'imf', 'rtp', 'rtsp', 'sap', 'sdp', 'vapoursynth'}
-_LISTS |= {'lavfi', 'webm_dash_manifest'}
-_LISTS |= {'tty'}  # which draws the letters of a text
-_STREAMS = {'dash', 'hls', 'rtp', 'rtsp', 'webm_dash_manifest'}  # lists, but of addresses alone
-
-
-def open_video(
-    source: object,
-    time_limit: float = 60.0,
-    protocols: Iterable[str] = PROTOCOLS,
-    colors: str | None = None,
-    *,
-    frames: str = '',
-    fps: float | None = None,
-) -> Reader:
-    """A reader of any kind of video.
-
-    Args:
-        source: a path, an address such as `https://...`, '-' for standard input, a folder of
-            images, an array or tensor of frames, a list of PIL images or of arrays, one a frame, the
-            bytes of a file, a binary file object, which is read from where it stands and stays
-            open, or a reader, which is returned as it is, or with other `colors`.
-        time_limit: seconds without progress after which a source is given up.
-        protocols: of addresses that may be opened, themselves and by redirects and playlists; none
-            for local files alone. A path is always one, whatever is before a colon in it.
-        colors: 'tagged' or 'jpeg', of `ClipConfig`; None for 'tagged', or as a reader has them. A
-            network that is given the reader sees those of its own ClipConfig all the same.
-        frames: how the frames of a folder are named, `img_{:05d}.jpg` or `img_*.jpg`; not needed
-            where all of its numbered images are named alike.
-        fps: frames a second of a folder, an array or a list, 25 where it is left out. Other videos
-            have times of their own.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        BvtamError: a source of another kind, an empty file, an address of another protocol, or
-            unknown `colors`; `frames` or `fps` of a video that they are not for.
-    """
-    if colors is not None:
-        check_colors(colors)
-    rate = 25.0 if fps is None else fps
-    is_path = isinstance(source, (str, os.PathLike))
-    if is_path and os.path.isdir(source):
-        return FrameFolder(source, frames or None, fps=rate)
-    if is_path:
-        video = VideoFile(source, time_limit, protocols, colors or 'tagged')
-        check_frames(frames, fps, ())
-        return video
-    check_frames(frames, None, ())
-    if isinstance(source, (np.ndarray, Tensor)):
-        return FrameArray(source, rate)
-    if isinstance(source, (list, tuple)):
-        return FrameList(source, rate)
-    check_frames('', fps, ())
-    if isinstance(source, Reader):
-        return source if colors is None else source.with_colors(colors)
-    colors = colors or 'tagged'
-    if isinstance(source, (bytes, bytearray, memoryview)) or is_file(source):
-        return _Copied(source, time_limit, colors)
-    raise BvtamError(
-        'a video is a path, an address, a binary file, its bytes, a list of images or an array of '
-        f'frames, not {type(source).__name__}'
-    )
 
 
 class VideoFile(Reader):
@@ -146,7 +75,7 @@ class VideoFile(Reader):
         self._table: FrameTable | None = None
         self._size: tuple[int, int] | None = None  # of the first frame, where others differ
         self._copy: str | None = None  # of a pipe
-        self._spooling = threading.Lock()
+        self._copying = threading.Lock()
         self._protocols = whitelist(protocols)
         protocol = protocol_of(self.name) if isinstance(path, str) else ''
         if protocol == 'file':
@@ -167,11 +96,11 @@ class VideoFile(Reader):
             raise VideoError(f'{self.name} is empty (0 bytes); fetch or copy the video again')
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != '_spooling'}
+        return {key: value for key, value in self.__dict__.items() if key != '_copying'}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._spooling = threading.Lock()
+        self._copying = threading.Lock()
 
     @property
     def num_frames(self) -> int:
@@ -216,7 +145,7 @@ class VideoFile(Reader):
         with self._opened(live=True) as (container, stream):
             clock = Clock(stream)
             path = '' if self._is_url else self.name if self._is_file else self._copy or ''
-            decoder = Decoder(container, stream, seams=Seams(container, stream, path))
+            decoder = Decoder(container, stream, joins=JoinFinder(container, stream, path))
             for number, frame in enumerate(decoder):
                 if frame.width * frame.height > MAX_PIXELS:
                     raise Damage(f'frame {number} has {frame.width}x{frame.height} pixels')
@@ -250,7 +179,7 @@ class VideoFile(Reader):
         try:
             check(tails)
         except Damage as error:
-            raise self._damaged(error) from None
+            raise damaged(self.name, error) from None
 
     def _count(self) -> FrameTable:
         """The table of the frames that decoding the whole video gives."""
@@ -343,104 +272,32 @@ class VideoFile(Reader):
             frame = Decoder(container, stream).frame(0)
             return frame.width, frame.height
 
-    @contextmanager
-    def _opened(
-        self, live: bool = False
-    ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-        """The container and its first video; what fails in it is told as a `VideoError`.
+    def _opened(self, live: bool = False) -> AbstractContextManager[Opened]:
+        """The container and its video, as of `open_stream`.
 
         Args:
             live: what can be read only once is read now, and not copied.
         """
-        options = {'max_pixels': str(MAX_PIXELS)}  # for the first look; and below for decoding
-        place, format = self.name, None
-        if live and self._is_camera():
-            format = 'v4l2'
-        elif self._is_url:
+        if live and self.name.startswith('/dev/video'):  # a camera
+            return open_stream(self.name, self.name, self.time_limit, format='v4l2')
+        if self._is_url:
             protocol = protocol_of(self.name)
             place = protocol + self.name[len(protocol) :]  # FFmpeg knows them in lower case
-            options |= {'protocol_whitelist': self._protocols}
-            options |= {'format_whitelist': _allowed_formats(remote=True)}
-        elif live and not self._is_file and self._copy is None:
-            place = Pipe(self.name, self.time_limit)
-            options |= {'protocol_whitelist': 'none', 'format_whitelist': _allowed_formats()}
-        else:
-            # With its protocol, or FFmpeg takes what stands before a colon in a name for one.
-            place = f'file:{self._local_path()}'
-            options |= {'protocol_whitelist': 'file', 'format_whitelist': _allowed_formats()}
-        try:
-            container = open_container(
-                place, format=format, options=options, timeout=self.time_limit
-            )
-        except av.error.ExitError:
-            raise self._stalled() from None
-        except av.FFmpegError as error:
-            self._check_machine(error)
-            reason = error.strerror
-            if isinstance(error, av.ArgumentError):
-                reason = 'it may be a list of other files'
-                if self._is_url:
-                    reason = 'it leads to what may not be opened, or is a list of it'
-            raise VideoError(
-                f'{self.name} cannot be opened as a video ({reason}); '
-                'is it complete, and of a format that FFmpeg reads?'
-            ) from error
-        with container:
-            # A cover picture in a music file is a video stream to FFmpeg.
-            streams = [
-                stream
-                for stream in container.streams.video
-                if not stream.disposition & Disposition.attached_pic and stream.codec_context
-            ]
-            if not streams:
-                raise VideoError(f'{self.name} has no video stream; give a file with pictures')
-            stream = _to_show(streams)
-            decoder = stream.codec_context
-            decoder.options |= {'max_pixels': str(MAX_PIXELS)}
-            if decoder.name == 'mjpeg':  # or it shows old memory where a broken picture ends
-                decoder.options |= {'err_detect': 'explode'}
-            try:
-                yield container, stream
-            except av.error.ExitError:
-                raise self._stalled() from None
-            except (Damage, av.FFmpegError) as error:
-                self._check_machine(error)
-                reason = getattr(error, 'strerror', None) or error
-                raise self._damaged(reason) from error
-
-    def _check_machine(self, error: Exception) -> None:
-        if lack := machine_error(error, self.name):
-            raise lack from error
-
-    def _damaged(self, reason: object) -> VideoError:
-        return VideoError(f'{self.name} is damaged: {reason}; fetch or encode the video again')
-
-    def _is_camera(self) -> bool:
-        return self.name.startswith('/dev/video')
-
-    def _stalled(self) -> VideoError:
-        return VideoError(
-            f'{self.name} gave nothing for {self.time_limit:g} s; try again, or raise time_limit'
-        )
+            return open_stream(place, self.name, self.time_limit, self._protocols, remote=True)
+        if live and not self._is_file and self._copy is None:
+            pipe = Pipe(self.name, self.time_limit)
+            return open_stream(pipe, self.name, self.time_limit, 'none')
+        # With its protocol, or FFmpeg takes what stands before a colon in a name for one.
+        return open_stream(f'file:{self._local_path()}', self.name, self.time_limit, 'file')
 
     def _local_path(self) -> str:
         if self._is_file:
             return self.name
-        with self._spooling:
+        with self._copying:
             if self._copy is None:
-                self._copy = spool(self.name, self.time_limit)
-                weakref.finalize(self, remove, self._copy, os.getpid())
+                self._copy = copy_pipe(self.name, self.time_limit)
+                weakref.finalize(self, remove_copy, self._copy, os.getpid())
         return self._copy
-
-
-class _Copied(VideoFile):
-    """The bytes of a file, or a file object: what it gives is copied to a temporary file at once."""
-
-    def __init__(self, source: Any, time_limit: float, colors: str = 'tagged') -> None:
-        path = copied(source)
-        weakref.finalize(self, remove, path, os.getpid())
-        super().__init__(path, time_limit, (), colors)
-        self._is_file, self._copy, self.name = False, path, source_name(source)
 
 
 class _Recoloured(Reader):
@@ -484,21 +341,6 @@ class _Recoloured(Reader):
 
     def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
         return self._video._read_each(indices, function, self.colors)
-
-
-def _to_show(streams: list[av.VideoStream]) -> av.VideoStream:
-    """The one that ffmpeg takes: the largest of those marked as default, or of all.
-
-    One that moves goes before a still picture; one of which the file holds nothing has no size.
-    """
-    default = [s for s in streams if s.disposition & Disposition.default] or streams
-    moving = [s for s in default if s.frames != 1] or default
-    return max(moving, key=lambda s: s.codec_context.width * s.codec_context.height)
-
-
-@cache
-def _allowed_formats(remote: bool = False) -> str:
-    return ','.join(sorted(av.formats_available - _LISTS | (_STREAMS if remote else set())))
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""Videos that are folders of images, or arrays in memory."""
+"""Videos that are folders of numbered images."""
 
 from __future__ import annotations
 
@@ -8,53 +8,25 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
 
 from ...errors import BvtamError
-from ...files import open_regular
-from ..failures import machine_error, memory_is_short
-from .memory import MAX_PIXELS, frame_bytes, give_back
-from .reader import Reader, VideoError
+from .images import IMAGE_SUFFIXES, ImageFrames, open_image, read_image
+from .memory import frame_bytes, give_back
+from .reader import VideoError
 
 log = logging.getLogger('bvtam')
 
-_STRIP_PIXELS = 1 << 22
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.ppm')
 _NO_FRAMES = re.compile(r'(?i)(^|[^a-z])(flow|mask|depth|thumb|thumbnail)s?([^a-z]|$)')
 
 
-class _EvenFrames(Reader):
-    """Frames that follow each other at a fixed rate."""
-
-    def __init__(self, name: str, fps: float) -> None:
-        if not 0 < fps < float('inf'):
-            raise BvtamError(f'{name}: fps must be above 0, not {fps}')
-        self.name, self._fps = name, float(fps)
-
-    @property
-    def fps(self) -> float:
-        return self._fps
-
-    @property
-    def times(self) -> Tensor:
-        return torch.arange(self.num_frames, dtype=torch.float64) / self._fps
-
-    @property
-    def duration(self) -> float:
-        return self.num_frames / self._fps
-
-
-class FrameFolder(_EvenFrames):
+class FrameFolder(ImageFrames):
     """A folder of numbered images, in the order of their numbers.
 
     Args:
@@ -154,7 +126,7 @@ class FrameFolder(_EvenFrames):
     @cached_property
     def _size(self) -> list[int]:
         """Height and width of the first image, upright."""
-        with _opened(self.path / self.files[0]) as image:
+        with open_image(self.path / self.files[0]) as image:
             lies = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return [image.width, image.height] if lies else [image.height, image.width]
 
@@ -162,15 +134,10 @@ class FrameFolder(_EvenFrames):
     def frame_pixels(self) -> int:
         return math.prod(self._size)
 
-    def _read(self, indices: list[int]) -> Tensor:
-        pictures = {}
-        for index in set(indices):
-            picture = _read_image(self.path / self.files[index])
-            give_back(frame_bytes(picture[0].numel()))
-            if list(picture.shape[1:]) != self._size:
-                picture = resize(picture, self._size)
-            pictures[index] = picture
-        return torch.stack([pictures[index] for index in indices])
+    def _image(self, index: int) -> Tensor:
+        picture = read_image(self.path / self.files[index])
+        give_back(frame_bytes(picture[0].numel()))
+        return picture
 
 
 def _around_number(template: str) -> list[str]:
@@ -209,96 +176,3 @@ def of_folder(source: object, frames: str, fps: float | None) -> dict[str, Any]:
     """What `open_video` is told of a source, where that is a folder of images and may be another."""
     is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
     return {'frames': frames, 'fps': fps} if is_folder else {}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image of which the header is read; what fails then is told as a `VideoError`."""
-    try:
-        with open_regular(path) as file, Image.open(file) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise VideoError(
-                    f'{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}; '
-                    'make it smaller'
-                )
-            yield image
-    except BvtamError as error:
-        raise VideoError(error) from None
-    except (
-        *(OSError, ValueError, SyntaxError, EOFError, MemoryError),
-        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-    ) as error:
-        # Pillow has no memory for what a damaged image asks for, either.
-        if not isinstance(error, MemoryError) or memory_is_short():
-            lack = machine_error(error, str(path))
-            if lack is not None:
-                raise lack from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VideoError(f'{path} cannot be read ({reason}); extract it again') from None
-
-
-def _read_image(path: Path) -> Tensor:
-    """uint8 RGB (C, H, W), upright as its EXIF says."""
-    with _opened(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        return _pixels(image)
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """uint8 RGB (C, H, W)."""
-    if image.mode.startswith('I;16'):  # grey, of which PIL would clip what is above 255
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    if image.mode != 'RGB':
-        image = image.convert('RGB')
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    step = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, step):  # whole, Pillow would make two copies on the way
-        strip = image.crop((0, top, image.width, min(top + step, image.height)))
-        pixels[top : top + step] = np.asarray(strip)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-class FrameArray(_EvenFrames):
-    """Frames in memory: uint8 RGB or grey, (T, C, H, W) or (T, H, W, C), a numpy array or a tensor.
-
-    Args:
-        array: the frames.
-        fps: frames a second.
-        name: for messages.
-
-    Raises:
-        BvtamError: an array of another shape or type, or without frames.
-    """
-
-    def __init__(self, array: np.ndarray | Tensor, fps: float = 25.0, name: str = 'array') -> None:
-        super().__init__(name, fps)
-        if array.dtype not in (np.uint8, torch.uint8):
-            raise BvtamError(f'{name}: frames must be uint8, not {array.dtype}')
-        sides = (array.shape[1], array.shape[3]) if array.ndim == 4 else ()
-        channels = next((count for count in (3, 1) if count in sides), None)
-        if channels is None:
-            raise BvtamError(
-                f'{name}: frames must be uint8 of shape (T, 3, H, W) or (T, H, W, 3), or of 1 channel '
-                f'in place of 3, not {tuple(array.shape)}'
-            )
-        if 0 in array.shape:
-            raise BvtamError(f'{name} holds no frame; its shape is {tuple(array.shape)}')
-        order = (0, 1, 2, 3) if sides[0] == channels else (0, 3, 1, 2)
-        # A view: an array may be a file of which little fits into memory.
-        self.frames = array.permute(order) if isinstance(array, Tensor) else array.transpose(order)
-        height, width = self.frames.shape[2:]
-        if height * width > MAX_PIXELS:
-            raise BvtamError(
-                f'{name}: its frames have {width}x{height} pixels, more than {MAX_PIXELS}; make '
-                'them smaller'
-            )
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.frames)
-
-    def _read(self, indices: list[int]) -> Tensor:
-        picked = self.frames[indices]
-        if not isinstance(picked, Tensor):
-            picked = torch.from_numpy(np.ascontiguousarray(picked))
-        return picked.cpu().expand(-1, 3, -1, -1).contiguous()

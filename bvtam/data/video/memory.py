@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..failures import machine_told
+from ..failures import machine_errors
 
 MAX_PIXELS = 2**26  # of a frame; 8K has half of that
 # Of one frame in work: at full size as RGB, twice, and those that a video decoder holds.
@@ -75,7 +75,7 @@ def shared_number() -> Tensor:
     Raises:
         MachineError: there is no shared memory.
     """
-    with machine_told(''):
+    with machine_errors(''):
         return torch.zeros((), dtype=torch.int64).share_memory_()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BvtamError
-from ..failures import machine_told
+from ..failures import machine_errors
 from .colors import UNTAGGED, Tags
 from .memory import DECODING, frame_bytes
 
@@ -113,7 +113,7 @@ class Reader:
             VideoError: the video is damaged.
             MachineError: memory or descriptors run out.
         """
-        with machine_told(self.name):
+        with machine_errors(self.name):
             return self._read(self._checked(indices))
 
     def read_each(
@@ -128,7 +128,7 @@ class Reader:
         Raises:
             As `read`, and what `function` raises.
         """
-        with machine_told(self.name):
+        with machine_errors(self.name):
             wanted = self._checked(indices)
             with DECODING.hold(frame_bytes(self.frame_pixels)):
                 return self._read_each(wanted, function)

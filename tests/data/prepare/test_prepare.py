@@ -23,7 +23,8 @@ from bvtam.data.prepare import prepare as module
 from bvtam.data.prepare.prepare import prepare
 from bvtam.data.prepare.workers import Crash, outcomes, watch
 from bvtam.data.records import Record
-from bvtam.data.video.file import FrameArray, open_video
+from bvtam.data.video.in_memory import FrameArray
+from bvtam.data.video.open import open_video
 from bvtam.errors import BvtamError
 
 EVEN = [Fraction(i, 25) for i in range(30)]

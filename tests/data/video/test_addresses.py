@@ -19,7 +19,9 @@ from bvtam.data.load import load_records
 from bvtam.data.prepare.prepare import prepare
 from bvtam.data.records import find_videos
 from bvtam.data.video.addresses import check_protocol, whitelist
-from bvtam.data.video.file import VideoError, VideoFile, open_video
+from bvtam.data.video.file import VideoFile
+from bvtam.data.video.open import open_video
+from bvtam.data.video.reader import VideoError
 from bvtam.errors import BvtamError
 from bvtam.inference.demo import look
 from bvtam.inference.extract import extract

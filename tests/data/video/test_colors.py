@@ -20,8 +20,9 @@ from bvtam.data.prepare import encode
 from bvtam.data.prepare.prepare import prepare
 from bvtam.data.records import Record
 from bvtam.data.transforms import TrainTransform
-from bvtam.data.video.file import VideoFile, open_video
+from bvtam.data.video.file import VideoFile
 from bvtam.data.video.folders import FrameFolder
+from bvtam.data.video.open import open_video
 from bvtam.deploy.export import _config, calibration_clips
 from bvtam.deploy.runtimes import check_config
 from bvtam.errors import BvtamError

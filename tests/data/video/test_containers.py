@@ -15,9 +15,10 @@ from PIL import Image
 
 from bvtam.data.prepare.encode import Encoding, encode, write_video
 from bvtam.data.records import Record
-from bvtam.data.video.complete import cut_short
-from bvtam.data.video.file import VideoError, VideoFile
-from bvtam.data.video.seams import Tail
+from bvtam.data.video.file import VideoFile
+from bvtam.data.video.joins import Tail
+from bvtam.data.video.reader import VideoError
+from bvtam.data.video.truncation import cut_short
 
 TICK = Fraction(1, 90000)
 WRITERS = {  # file: codec, format, options of the container

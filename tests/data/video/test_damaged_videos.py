@@ -37,9 +37,10 @@ from torchvision.transforms.v2.functional import resize
 from bvtam.clip import ClipConfig
 from bvtam.data.datasets import Record, VideoDataset, collate
 from bvtam.data.failures import Failures
-from bvtam.data.video import packets
-from bvtam.data.video.file import VideoError, VideoFile
+from bvtam.data.video import decoder
+from bvtam.data.video.file import VideoFile
 from bvtam.data.video.pyav import open_container
+from bvtam.data.video.reader import VideoError
 from bvtam.errors import BvtamError
 from bvtam.inference.extract import extract
 from bvtam.inference.predict import predict_many
@@ -841,7 +842,7 @@ def test_single_frames_of_damaged_videos(corpus, plain, unwritten, runs, monkeyp
     """Sought from the keyframe before, as from the start; or refused."""
     cases, whole = corpus
     draw, good, odd = random.Random(0), 0, 0
-    monkeypatch.setattr(packets, '_NEAR', 0)  # a seek for every keyframe
+    monkeypatch.setattr(decoder, '_NEAR', 0)  # a seek for every keyframe
     for case in cases:
         if case.kind not in BYTES:
             continue

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bvtam.data.video import packets
-from bvtam.data.video.file import VideoError, VideoFile
+from bvtam.data.video.decoder import Decoder
+from bvtam.data.video.file import VideoFile
+from bvtam.data.video.reader import VideoError
 from bvtam.errors import BvtamError
 
 pytestmark = pytest.mark.interfaces
@@ -71,13 +72,13 @@ def test_read_decodes_no_more_than_it_must(tmp_path, monkeypatch):
     path = write_video(tmp_path / 'long.mp4', count=300)
     with av.open(str(path)) as container:
         keys = [n for n, p in enumerate(container.demux(video=0)) if p.is_keyframe]
-    frames, fed, feed = decode_all(path), [], packets.Decoder._feed
+    frames, fed, feed = decode_all(path), [], Decoder._feed
 
     def counted(self, packet):
         fed.append(packet)
         feed(self, packet)
 
-    monkeypatch.setattr(packets.Decoder, '_feed', counted)
+    monkeypatch.setattr(Decoder, '_feed', counted)
     video = VideoFile(path)
     assert video.num_frames == 300 and not fed
     video.read([4, 2])

@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bvtam.data.video.file import FrameArray, FrameFolder, VideoError, open_video
+from bvtam.data.video.folders import FrameFolder
+from bvtam.data.video.in_memory import FrameArray
+from bvtam.data.video.open import open_video
+from bvtam.data.video.reader import VideoError
 from bvtam.errors import BvtamError
 
 pytestmark = pytest.mark.interfaces

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from bvtam.data.video.file import open_video
+from bvtam.data.video.open import open_video
 
 LEVELS = (16, 60, 126, 235)
 

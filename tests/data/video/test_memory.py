@@ -33,12 +33,12 @@ from bvtam.data.lists import read_labels
 from bvtam.data.load import load_records
 from bvtam.data.prepare import prepare as prepare_module
 from bvtam.data.transforms import TrainTransform, read_crops, to_crops
-from bvtam.data.video import file as video
-from bvtam.data.video import folders as frames
-from bvtam.data.video import pipes as spool
-from bvtam.data.video.file import VideoFile, open_video
-from bvtam.data.video.folders import FrameArray, FrameFolder
+from bvtam.data.video import images, pipes
+from bvtam.data.video.file import VideoFile
+from bvtam.data.video.folders import FrameFolder
+from bvtam.data.video.in_memory import FrameArray
 from bvtam.data.video.memory import Budget, prefetch
+from bvtam.data.video.open import open_video
 from bvtam.data.video.reader import VideoError
 from bvtam.errors import BvtamError, MachineError
 from bvtam.inference import clips as clips_module
@@ -247,8 +247,8 @@ def test_lists_and_labels_are_regular_files(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_a_pipe_without_an_end_does_not_fill_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(spool, '_LONGEST', 3 << 20)
-    monkeypatch.setattr(spool.tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(pipes, '_LONGEST', 3 << 20)
+    monkeypatch.setattr(pipes.tempfile, 'tempdir', str(tmp_path))
     os.mkfifo(tmp_path / 'pipe')
 
     def feed():
@@ -259,7 +259,7 @@ def test_a_pipe_without_an_end_does_not_fill_the_disk(tmp_path, monkeypatch):
     writer = threading.Thread(target=feed)
     writer.start()
     with pytest.raises(VideoError, match='as if it had no end; --stream reads it as it comes'):
-        spool.spool(str(tmp_path / 'pipe'), 9.0)
+        pipes.copy_pipe(str(tmp_path / 'pipe'), 9.0)
     writer.join()
     assert os.listdir(tmp_path) == ['pipe']
 
@@ -311,7 +311,7 @@ def test_what_the_machine_lacks_stops_every_run(tmp_path, monkeypatch):
             raise ffmpeg_error(errno.EMFILE)
         return opened(place, *rest, **options)
 
-    monkeypatch.setattr(video.av, 'open', fail)
+    monkeypatch.setattr(av, 'open', fail)
     listed = Failures(3, 1.0, tmp_path / 'errors.csv')
     with pytest.raises(MachineError, match=r'1\.mp4: no '):
         list(predict_many(model(), names, on_error='skip', failures=listed))
@@ -362,7 +362,7 @@ def test_no_memory_is_told_in_one_line_and_skips_no_video(whose):
 
 
 def test_what_a_library_refuses_to_a_damaged_file_is_damage(monkeypatch, tmp_path):
-    monkeypatch.setattr(video.av, 'open', lambda *_, **__: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(av, 'open', lambda *_, **__: (_ for _ in ()).throw(error))
     error = ffmpeg_error(errno.ENOMEM)
     with pytest.raises(VideoError, match='cannot be opened'):
         VideoFile(SAMPLE).read([0])
@@ -374,7 +374,7 @@ def test_what_a_library_refuses_to_a_damaged_file_is_damage(monkeypatch, tmp_pat
     monkeypatch.setattr(Image.Image, 'load', lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(VideoError, match='cannot be read'):
         reader.read([0])
-    monkeypatch.setattr(frames, 'memory_is_short', lambda: True)
+    monkeypatch.setattr(images, 'memory_is_short', lambda: True)
     with pytest.raises(MachineError, match='out of memory'):
         reader.read([0])
 

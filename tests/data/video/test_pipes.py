@@ -15,9 +15,12 @@ import pytest
 import torch
 from support.videos import GOP, decoded, write
 
-from bvtam.data.video import file as video_module
-from bvtam.data.video import pipes as spool
-from bvtam.data.video.file import FrameArray, FrameFolder, VideoError, VideoFile, open_video
+from bvtam.data.video import file, pipes
+from bvtam.data.video.file import VideoFile
+from bvtam.data.video.folders import FrameFolder
+from bvtam.data.video.in_memory import FrameArray
+from bvtam.data.video.open import open_video
+from bvtam.data.video.reader import VideoError
 from bvtam.errors import BvtamError
 
 
@@ -39,7 +42,7 @@ def feed(pipe, data):
 def test_a_pipe_is_read_once_and_its_copy_is_removed(tmp_path, sample, monkeypatch):
     copies = tmp_path / 'copies'
     copies.mkdir()
-    monkeypatch.setattr(spool.tempfile, 'tempdir', str(copies))
+    monkeypatch.setattr(pipes.tempfile, 'tempdir', str(copies))
     pipe, frames = tmp_path / 'pipe', decoded(sample)[0]
     os.mkfifo(pipe)
     writer = feed(pipe, sample.read_bytes())
@@ -68,7 +71,7 @@ def test_standard_input(tmp_path, sample, monkeypatch):
 
 
 def test_a_pipe_that_gives_nothing_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(spool.tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(pipes.tempfile, 'tempdir', str(tmp_path))
     pipe = tmp_path / 'pipe'
     os.mkfifo(pipe)
     start = time.monotonic()
@@ -169,10 +172,10 @@ def test_frames_of_absurd_size_are_refused(tmp_path, monkeypatch):
     with pytest.raises(VideoError, match=r'a\.avi'):
         VideoFile(path).read([0])
     whole = write(tmp_path / 'b.avi', 'mjpeg', {}, 'yuvj420p')
-    monkeypatch.setattr(video_module, 'MAX_PIXELS', 64 * 48 - 1)
+    monkeypatch.setattr(file, 'MAX_PIXELS', 64 * 48 - 1)
     with pytest.raises(VideoError, match=r'b\.avi'):
         VideoFile(whole).read([0])
-    monkeypatch.setattr(video_module, 'MAX_PIXELS', 64 * 48 * 4)
+    monkeypatch.setattr(file, 'MAX_PIXELS', 64 * 48 * 4)
     assert VideoFile(whole).read([0]).shape == (1, 3, 48, 64)
 
 

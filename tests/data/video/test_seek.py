@@ -12,8 +12,9 @@ import pytest
 import torch
 from support.videos import FRAMES, GOP, decoded, write
 
-from bvtam.data.video import packets
-from bvtam.data.video.file import VideoError, VideoFile
+from bvtam.data.video import decoder
+from bvtam.data.video.file import VideoFile
+from bvtam.data.video.reader import VideoError
 
 pytestmark = pytest.mark.interfaces
 
@@ -91,12 +92,12 @@ def check(path, monkeypatch, entered=None):
         assert video.times[-1] < video.duration < video.times[-1] + 1
         if count > 1:
             assert video.fps == pytest.approx((count - 1) / float(expected[-1]))
-    monkeypatch.setattr(packets, '_NEAR', 0)  # a seek for every keyframe
+    monkeypatch.setattr(decoder, '_NEAR', 0)  # a seek for every keyframe
     for i in range(count):
         assert torch.equal(video.read([i]), frames[[i]]), i
     draw = random.Random(0)
     for near in (0, 0, 0, 10, 10, 10, 32):
-        monkeypatch.setattr(packets, '_NEAR', near)
+        monkeypatch.setattr(decoder, '_NEAR', near)
         indices = [draw.randrange(count) for _ in range(draw.randrange(2, 9))]
         assert torch.equal(video.read(indices), frames[indices]), indices
     assert torch.equal(video.read(range(count)), frames)

@@ -11,7 +11,7 @@ import re
 import struct
 from typing import BinaryIO
 
-from . import transport
+from . import mpeg_ts
 
 _STEPS = 2_000_000  # parts of a file that are looked at, at most
 _CUT = 'it ends in the middle of {}'
@@ -265,8 +265,8 @@ _CHECKS = {
     'mxf': _mxf,
     'ogg': _ogg,
     'mpeg': _program_stream,
-    'mpegts': transport.cut_short,
-    'mpegvideo': transport.cut_short,  # for which FFmpeg takes a few packets
+    'mpegts': mpeg_ts.cut_short,
+    'mpegvideo': mpeg_ts.cut_short,  # for which FFmpeg takes a few packets
     'gif': _gif,
     'yuv4mpegpipe': _y4m,
 }

@@ -1,4 +1,4 @@
-"""Where transport streams were put together, and whether the last pictures of each are whole."""
+"""Where transport streams were joined end to end, and whether the last pictures of each are whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import av
 from av.video.reformatter import VideoReformatter
 
-from . import transport
+from . import mpeg_ts
 from .memory import MAX_PIXELS
 
 _MOST = 64 << 20  # bytes of packets that are kept
@@ -61,11 +61,11 @@ def check(tails: list[Tail]) -> None:
         raise Damage('the last picture is cut short')
 
 
-class Seams:
+class JoinFinder:
     """Tells marked packets that are followed by a file that was added from what was lost.
 
     FFmpeg marks the packet at which counters break, or the one before. A loss takes neither the
-    clock back nor ends at a keyframe; a seam does both, or leaves no time out.
+    clock back nor ends at a keyframe; a join does both, or leaves no time out.
 
     Args:
         path: of the file, of which bytes are looked at; '' where there is none.
@@ -93,7 +93,7 @@ class Seams:
             self._end()
             return
         if self._marked is not None:
-            if packet.is_keyframe and self._is_seam(packet):
+            if packet.is_keyframe and self._is_join(packet):
                 self._marked = None
                 self._before = None
                 self._groups.clear()
@@ -114,7 +114,7 @@ class Seams:
             self._doubt()
         elif self.format == 'mpegts' and self.path:
             with open(self.path, 'rb') as file:
-                if not transport.ends_whole(file, file.seek(0, 2), self.stream.id):
+                if not mpeg_ts.ends_whole(file, file.seek(0, 2), self.stream.id):
                     self._doubt()
 
     def _reason(self) -> str:
@@ -126,7 +126,7 @@ class Seams:
             )
         return reason
 
-    def _is_seam(self, key: av.Packet) -> bool:
+    def _is_join(self, key: av.Packet) -> bool:
         if self.format != 'mpegts' or None in (self._before, key.dts):
             return False
         goes_on = key.dts < self._before or key.dts - self._before <= 1.5 * self._step
@@ -136,9 +136,9 @@ class Seams:
         if start is None or key.pos is None:
             return False
         with open(self.path, 'rb') as file:
-            if not (goes_on or transport.begins_anew(file, key.pos)):
+            if not (goes_on or mpeg_ts.begins_anew(file, key.pos)):
                 return False
-            whole = transport.breaks_between(file, start, key.pos, self.stream.id)
+            whole = mpeg_ts.breaks_between(file, start, key.pos, self.stream.id)
         if whole is None:
             self._doubt()
         return whole is not False
