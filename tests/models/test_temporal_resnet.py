@@ -286,7 +286,7 @@ def test_bad_input_is_named():
             net(torch.randn(shape))
     with pytest.raises(ValueError, match='NHWC'):
         net.forward_intermediates(torch.randn(1, 3, 1, 32, 32), output_fmt='NHWC')
-    with pytest.raises(BvtamError, match='call the net'):
+    with pytest.raises(BvtamError, match='call the model'):
         net.backbone(torch.randn(2, 3, 32, 32))
 
 
