@@ -28,7 +28,7 @@ from bvtam.data.motion.clips import MotionClips
 from bvtam.deploy.flops import count
 from bvtam.engine.evaluate_motion import evaluate_motion
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.start import motion_sets
+from bvtam.engine.run import build
 from bvtam.engine.train import Trainer
 from bvtam.files import write_file
 from bvtam.layers.tam import TAM
@@ -180,7 +180,7 @@ def measure(name, seed, runs):
     if run.start in RUNS and not (runs / f'{run.start}-{seed}').exists():
         measure(run.start, seed, runs)
     recipe = run.recipe(seed, runs)
-    net, clips, val = motion_sets(recipe)
+    net, clips, val = build(recipe)
     if not run.start and not run.shots and run.model.startswith('bvtam'):
         start_spatial(net)
     if run.temporal:
@@ -191,9 +191,11 @@ def measure(name, seed, runs):
     trainer = Trainer(net, recipe, clips, val, folder)
     trainer.fit()
     cpu = sum(os.times()[:4]) - cpu
-    found = evaluate_motion(trainer.net, TEST_CLIPS, TEST_SEED, held_out=bool(run.shots), workers=0)
+    found = evaluate_motion(
+        trainer.model, TEST_CLIPS, TEST_SEED, held_out=bool(run.shots), workers=0
+    )
     clip = net.clip_config
-    macs = count(trainer.net, clip.num_frames, clip.crop_size)['executed_macs']
+    macs = count(trainer.model, clip.num_frames, clip.crop_size)['executed_macs']
     return {
         'run': name,
         'seed': seed,

@@ -13,7 +13,6 @@ from pathlib import Path
 import bvtam
 from bvtam.clip import ClipConfig
 from bvtam.engine.evaluate_motion import evaluate_motion
-from bvtam.engine.setup import model_source
 from bvtam.hub import cards
 from bvtam.hub.publish import save_pretrained
 from bvtam.weights import store
@@ -44,7 +43,7 @@ def main():
     parser.add_argument('--videos', type=int, default=560)
     options = parser.parse_args()
     name, entry = options.name, entries()[options.name]
-    trained = bvtam.create_model(model_source(options.run), pretrained=True)
+    trained = bvtam.create_model(options.run, pretrained=True)
     net = bvtam.create_model(entry.arch, **trained._model_args)
     net.load_state_dict(trained.state_dict())
     net.clip_config = ClipConfig.from_dict(net.clip_config.to_dict() | entry.clip)

@@ -26,7 +26,7 @@ from bvtam.data.datasets import Record, VideoDataset, collate
 from bvtam.data.prepare.prepare import prepare
 from bvtam.data.transforms import TrainTransform, normalize
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.setup import build_net, build_optimizer
+from bvtam.engine.setup import build_model, build_optimizer
 from bvtam.engine.train import Trainer
 
 BATCH = 4
@@ -55,9 +55,9 @@ class Run:
         settings = ['model=bvtam_tiny_8x2', 'clip={num_frames: 8, resize: 96, crop_size: 96}']
         settings += [f'batch_size={BATCH}', f'data.workers={workers}', 'lr=1e-4']
         recipe = Recipe.load('', settings)
-        self.trainer = Trainer(build_net(recipe, None, 10), recipe, data)
+        self.trainer = Trainer(build_model(recipe, None, 10), recipe, data)
         self.trainer.loader = self.trainer._loader()
-        self.net = build_net(recipe, None, 10).train()
+        self.net = build_model(recipe, None, 10).train()
         self.optimizer = build_optimizer(self.net, recipe)
         self.parts = [
             collate([data[i + j] for j in range(BATCH)]) for i in range(0, len(data), BATCH)

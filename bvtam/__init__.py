@@ -39,7 +39,7 @@ def __getattr__(name: str):
         'evidence': 'inference.evidence',
         'export': 'deploy.export',
         'extract': 'inference.extract',
-        'finetune': 'engine.start',
+        'finetune': 'engine.run',
         'iter_features': 'inference.shards',
         'list_models': 'factory',
         'list_pretrained': 'factory',
@@ -55,7 +55,7 @@ def __getattr__(name: str):
         'save_timeline': 'inference.render',
         'stream': 'inference.stream',
         'temporal_model': 'models.temporal_resnet',
-        'train': 'engine.start',
+        'train': 'engine.run',
         'verify': 'hub.verify',
         'windows': 'inference.windows',
     }

@@ -98,11 +98,10 @@ def load_net(model: str, precision: str = 'fp32', inside: bool = False) -> Any:
     import torch
 
     from ..deploy.optimize import optimize
-    from ..engine.setup import model_source
     from ..factory import create_model
     from ..inference.extract import local_device
 
-    net = create_model(model_source(model), pretrained=True).eval().to(local_device())
+    net = create_model(model, pretrained=True).eval().to(local_device())
     return optimize(net, {'fp32': torch.float32, 'bf16': torch.bfloat16}[precision])
 
 

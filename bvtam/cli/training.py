@@ -70,7 +70,7 @@ def train(
     if list_settings:
         _show_settings(list_recipes(), all_settings(), as_json)
         return
-    from ..engine.start import train as run
+    from ..engine.run import train as run
 
     pairs = list(settings or [])
     if '=' in recipe:

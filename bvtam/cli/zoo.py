@@ -142,12 +142,11 @@ def export(
     from ..data.transforms import check_channels
     from ..deploy.export import calibration_clips
     from ..deploy.export import export as run
-    from ..engine.setup import model_source
     from ..factory import create_model
 
     if (frames or frame_rate is not None) and not int8:
         raise typer.BadParameter('--frames and --frame-rate are of the videos of --int8')
-    net = create_model(model_source(name), pretrained=True).eval()
+    net = create_model(name, pretrained=True).eval()
     clips = None
     if int8:
         if net.clip_config is None:

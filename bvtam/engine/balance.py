@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from ..errors import BvtamError, nearest
 
 
-def class_weights(setting: str | list | dict, dataset: Any, net: nn.Module) -> Tensor | None:
+def class_weights(setting: str | list | dict, dataset: Any, model: nn.Module) -> Tensor | None:
     """The factor of each class in the loss, (K,), None where all are 1.
 
     Args:
         setting: `regularize.class_weight`. 'balanced' gives videos / (classes * videos of the class),
             whose mean over the videos is 1; of a table by name those left out have 1.
         dataset: that is trained on.
-        net: with `num_classes` and `label_names`.
+        model: with `num_classes` and `label_names`.
 
     Raises:
-        BvtamError: other classes than the network has; 'balanced' without records.
+        BvtamError: other classes than the model has; 'balanced' without records.
     """
     if not setting:
         return None
     if setting == 'balanced':
-        counts = count_labels(dataset, net.num_classes)
+        counts = count_labels(dataset, model.num_classes)
         return counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
     if isinstance(setting, dict):
-        names = net.label_names or [str(i) for i in range(net.num_classes)]
+        names = model.label_names or [str(i) for i in range(model.num_classes)]
         given = {str(name): float(weight) for name, weight in setting.items()}
         for name in given:
             if name not in names:
@@ -36,9 +36,9 @@ def class_weights(setting: str | list | dict, dataset: Any, net: nn.Module) -> T
                     f'recipe: regularize.class_weight: no class is named {name!r}{nearest(name, names)}'
                 )
         return torch.tensor([given.get(name, 1.0) for name in names])
-    if len(setting) != net.num_classes:
+    if len(setting) != model.num_classes:
         raise BvtamError(
-            f'recipe: regularize.class_weight has {len(setting)} numbers for {net.num_classes} classes: '
+            f'recipe: regularize.class_weight has {len(setting)} numbers for {model.num_classes} classes: '
             'give one for each, in the order of the labels'
         )
     return torch.tensor([float(weight) for weight in setting])

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `checkpoints/step-<number>/` of
 
-- `model.safetensors`: the net,
+- `model.safetensors`: the model,
 - `ema.safetensors`: its moving average, where the recipe asks for one,
 - `optimizer.safetensors`: the optimizer's tensors, named `<parameter>.<key>`,
 - `state.json`: everything else, and the SHA-256 of the files above.
@@ -44,7 +44,7 @@ def save(
     """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints.
 
     Args:
-        tensors: file stem -> named tensors, such as {'model': net.state_dict()}.
+        tensors: file stem -> named tensors, such as {'model': model.state_dict()}.
         state: what JSON can hold.
 
     Raises:
@@ -161,9 +161,9 @@ def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
     return safetensors.torch.load_file(checkpoint / f'{stem}.safetensors')
 
 
-def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as `<parameter>.<key>`."""
-    names = {parameter: name for name, parameter in net.named_parameters()}
+    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f'{names[parameter]}.{key}': torch.as_tensor(value)
         for parameter, values in optimizer.state.items()
@@ -186,7 +186,7 @@ def _plain(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_optimizer(
-    net: nn.Module,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     tensors: dict[str, Tensor],
     groups: Sequence[dict[str, Any]] = (),
@@ -196,7 +196,7 @@ def load_optimizer(
     Raises:
         LookupError, RuntimeError, TypeError, ValueError: they are not those of this optimizer.
     """
-    parameters = dict(net.named_parameters())
+    parameters = dict(model.named_parameters())
     order = [p for group in optimizer.param_groups for p in group['params']]
     places = {parameter: place for place, parameter in enumerate(order)}
     state: dict[int, dict[str, Any]] = {}

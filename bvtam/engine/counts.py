@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import BvtamError
+from ..inference.ranks import rank_and_world_size
 
 MOST_CLASSES = 25_000  # of which every pair is counted
 
@@ -70,7 +71,7 @@ class Counts:
     def reduce(self) -> Counts:
         """The counts of all processes of `torch.distributed` together; each of them must call this."""
         total = copy.deepcopy(self)
-        if place()[1] > 1:
+        if rank_and_world_size()[1] > 1:
             device = 'cuda' if dist.get_backend().startswith('nccl') else 'cpu'
             for tensor in vars(total).values():
                 summed = tensor.to(device)
@@ -97,10 +98,3 @@ class Counts:
             'top5': 100 * int(self.top5) / count,
             'mean_class_accuracy': 100 * (correct[seen].double() / videos[seen]).mean().item(),
         }
-
-
-def place() -> tuple[int, int]:
-    """Number of this process, and how many there are."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

@@ -1,4 +1,4 @@
-"""The processes of one run: what one finds out all learn, and a signal stops them after one step."""
+"""The processes of one run: they exchange results and errors, and a signal stops all after a step."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import BvtamError
+from ..inference.ranks import rank_and_world_size
 
 _GRACE = 30  # seconds from SIGTERM to the end of a decoding process that is not ended before
 
@@ -25,8 +26,8 @@ class Processes:
     """This process among those that `accelerate launch` has started, or alone.
 
     Attributes:
-        rank, world: its number, and how many there are.
-        main: whether it is the one that writes.
+        rank, world_size: its number, and how many there are.
+        is_main: whether it is the one that writes.
         device: the one that it trains on.
 
     Raises:
@@ -39,61 +40,84 @@ class Processes:
             from accelerate.utils import parse_flag_from_env
         except ImportError:
             raise BvtamError("training needs accelerate: pip install 'bvtam[train]'") from None
-        state = PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU'))
-        self.rank, self.world, self.device = state.process_index, state.num_processes, state.device
-        self.main = self.rank == 0
+        self.device = PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU')).device
+        self.rank, self.world_size = rank_and_world_size()
+        self.is_main = self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, whose gradients become the mean over all processes."""
-        if self.world == 1:
+        if self.world_size == 1:
             return model
         ids = None if self.device.type == 'cpu' else [self.device]
         return DistributedDataParallel(model, ids)
 
-    def alone(self, model: nn.Module, yes: bool) -> AbstractContextManager:
-        """Where gradients of a wrapped model stay with this process for now."""
-        return model.no_sync() if yes and self.world > 1 else nullcontext()
+    def no_sync(self, wrapped: nn.Module, active: bool) -> AbstractContextManager:
+        """While `active`, gradients of a wrapped model stay with this process."""
+        return wrapped.no_sync() if active and self.world_size > 1 else nullcontext()
 
-    def in_main(self, action: Callable[[], object]) -> None:
+    def run_on_main(self, action: Callable[[], object]) -> None:
         """Calls it in the main process; what that raises all raise, so that none waits in vain."""
         error: list[Exception | None] = [None]
-        if self.main:
+        if self.is_main:
             try:
                 action()
             except (BvtamError, OSError) as cause:
                 error = [cause]
-        if self.world > 1:
+        if self.world_size > 1:
             dist.broadcast_object_list(error, device=self.device)
         if error[0]:
             raise error[0]
 
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all processes."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank."""
         values = [value]
-        if self.world > 1:
-            values = [None] * self.world
+        if self.world_size > 1:
+            values = [None] * self.world_size
             dist.all_gather_object(values, value)
         return values
 
-    def mean(self, values: Tensor) -> Tensor:
-        if self.world > 1:
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes, in place."""
+        if self.world_size > 1:
             dist.all_reduce(values)
-            values /= self.world
+            values /= self.world_size
         return values
 
-    def largest(self, *values: int) -> list[int]:
+    def all_reduce_max(self, *values: int) -> list[int]:
         """Of each value the largest that a process has."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(values)
         reduced = torch.tensor(values, device=self.device)
         dist.all_reduce(reduced, dist.ReduceOp.MAX)
         return reduced.tolist()
 
-    def share_buffers(self, net: nn.Module) -> None:
-        """Each process has running statistics of its own; from now on those of the main one."""
-        if self.world > 1:
-            for buffer in net.buffers():
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Gives all processes the running statistics of the main one; each has some of its own."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
+
+
+def gather_failures(
+    error: Exception | None, failed: list[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """The failed videos of all processes together.
+
+    Raises:
+        The error, or in another process a `BvtamError` that tells of it; so none waits in vain.
+    """
+    world_size = rank_and_world_size()[1]
+    found = [(None, failed)]
+    if world_size > 1:
+        found = [None] * world_size
+        told = f'{type(error).__name__}: {error}' if error else None
+        dist.all_gather_object(found, (told, failed))
+    if error is not None:
+        raise error
+    for rank, (told, _) in enumerate(found):
+        if told:
+            raise BvtamError(f'process {rank} of {world_size} stopped: {told}')
+    return [failure for _, failures in found for failure in failures]
 
 
 class Stopped(BvtamError):
@@ -104,32 +128,32 @@ class Stopped(BvtamError):
         self.exit_code = 128 + number  # as shells have it
 
 
-class Wish:
+class StopRequest:
     """Number of the signal that asked for a stop, or 0."""
 
-    number = 0
+    signal = 0
 
 
 @contextmanager
-def stop_signals() -> Iterator[Wish]:
+def stop_signals() -> Iterator[StopRequest]:
     """SIGTERM and SIGINT ask for a stop after the step at hand; another one later kills as ever."""
-    wish, asked_at = Wish(), 0.0
+    request, asked_at = StopRequest(), 0.0
 
     def ask(number: int, _frame: Any) -> None:
         nonlocal asked_at
-        # Launchers pass on what the terminal has sent already: that is no second wish.
-        if wish.number and time.monotonic() - asked_at > 1:
+        # Launchers pass on what the terminal has sent already: that is no second request.
+        if request.signal and time.monotonic() - asked_at > 1:
             signal.signal(number, before[number])
             signal.raise_signal(number)
-        elif not wish.number:
-            wish.number, asked_at = number, time.monotonic()
+        elif not request.signal:
+            request.signal, asked_at = number, time.monotonic()
 
     if threading.current_thread() is not threading.main_thread():  # others get no signals
-        yield wish
+        yield request
         return
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield wish
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
 from torch.utils.data import Dataset
@@ -17,10 +17,27 @@ from ..data.datasets import Record, VideoDataset
 from ..data.motion.clips import MotionClips
 from ..data.motion.h264 import write_video
 from ..data.transforms import check_channels
-from .evaluate import check_model, evaluate
+from .eval_data import check_model
+from .evaluate import evaluate
+from .report import ClassAccuracy, Evaluation
 
 # As users film: 4.8 seconds, so that a clip of 16 frames takes every third.
 _FRAMES, _SIZE, _FPS, _CUT_UNIT = 48, (240, 320), 10.0, 12
+
+
+class FamilyAccuracy(TypedDict):
+    """Percentages of one family of classes; the bounds are those of `MotionClips.bound`."""
+
+    top1: float | None
+    num_videos: int
+    frame_bound: float
+    pair_bound: float
+
+
+class MotionEvaluation(Evaluation):
+    """`Evaluation`, and the accuracy of each family: 'direction' and 'order'."""
+
+    families: dict[str, FamilyAccuracy]
 
 
 def evaluate_motion(
@@ -34,22 +51,17 @@ def evaluate_motion(
     workers: int = 2,
     out: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> dict[str, Any]:
+) -> MotionEvaluation:
     """`evaluate` on fresh clips of both families, equally many of each class.
 
     Args:
-        model: a net of the zoo, trained on these classes.
+        model: of the zoo, trained on these classes.
         count: clips.
         seed: of the scenes; they are of the split 'test', which shares none with training.
         held_out: clips of the motions and textures that are kept out of training.
         videos: render 320x240 at 10 frames a second, write H.264 files and read these, as any other
             video; otherwise clips come as tensors, of the model's own frames and size.
         batch_size, workers, out, progress: as in `evaluate`.
-
-    Returns:
-        What `evaluate` returns, and `families`: for 'direction' and 'order' `{top1, num_videos,
-        frame_bound, pair_bound}` in percent, where the bounds are those of `MotionClips.bound` for the
-        classes of the family.
 
     Raises:
         BvtamError: as `evaluate` and `MotionClips`.
@@ -94,7 +106,7 @@ class _Encoded(Dataset):
         return read | {'index': index, 'video': sample['video']}
 
 
-def families(per_class: list[dict[str, Any]], held_out: bool = False) -> dict[str, dict[str, Any]]:
+def families(per_class: list[ClassAccuracy], held_out: bool = False) -> dict[str, FamilyAccuracy]:
     """Of the table per class: accuracy of each family, beside the bounds of its classes."""
     found = {}
     for family in ('direction', 'order'):

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -18,7 +18,52 @@ _MOST_CONFUSED = 10  # pairs of classes in the report
 _MOST_TICKS = 40  # classes whose names can be read beside a picture
 
 
-def per_class(matrix: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
+class Views(TypedDict):
+    """Test views of a video."""
+
+    num_clips: int
+    num_crops: int
+
+
+class ClassAccuracy(TypedDict):
+    """One class; `accuracy` is a percentage, None where the class has no video."""
+
+    label: str
+    index: int
+    num_videos: int
+    correct: int
+    accuracy: float | None
+
+
+class Confusion(TypedDict):
+    """Videos of the class `label` taken for `predicted`; `share` is a percentage of that class."""
+
+    label: str
+    predicted: str
+    num_videos: int
+    share: float
+
+
+class Evaluation(TypedDict):
+    """What `evaluate` finds: accuracies in percent, the cross-entropy averaged over views and videos.
+
+    `mean_class_accuracy` is over the classes that have a video; `most_confused` has those of most
+    videos first.
+    """
+
+    model: str
+    num_videos: int
+    num_failed: int
+    loss: float
+    top1: float
+    top5: float
+    mean_class_accuracy: float
+    views: Views
+    per_class: list[ClassAccuracy]
+    most_confused: list[Confusion]
+
+
+def per_class(matrix: Tensor, labels: Sequence[str]) -> list[ClassAccuracy]:
     rows = zip(labels, matrix.sum(1).tolist(), matrix.diagonal().tolist(), strict=True)
     return [
         {
@@ -32,11 +77,11 @@ def per_class(matrix: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def most_confused(matrix: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
+def most_confused(matrix: Tensor, labels: Sequence[str]) -> list[Confusion]:
     videos = matrix.sum(1).tolist()
     wrong = matrix - matrix.diagonal().diag()
-    places = wrong.flatten().argsort(descending=True, stable=True)[:_MOST_CONFUSED].tolist()
-    pairs = [(*divmod(place, len(matrix)), int(wrong.flatten()[place])) for place in places]
+    order = wrong.flatten().argsort(descending=True, stable=True)[:_MOST_CONFUSED].tolist()
+    pairs = [(*divmod(i, len(matrix)), int(wrong.flatten()[i])) for i in order]
     return [
         {
             'label': labels[i],
@@ -49,7 +94,7 @@ def most_confused(matrix: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]
     ]
 
 
-def write_report(out: Path, result: dict[str, Any], matrix: Tensor, labels: Sequence[str]) -> None:
+def write_report(out: Path, result: Evaluation, matrix: Tensor, labels: Sequence[str]) -> None:
     write_file(out / 'results.json', json.dumps(result, indent=1) + '\n')
     table = io.StringIO()
     writer = csv.DictWriter(table, list(result['per_class'][0]))

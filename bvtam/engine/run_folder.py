@@ -113,7 +113,7 @@ def run_seed(model: str) -> int:
     return _read_recipe(path).run.seed if path.is_file() else 0
 
 
-class Journal:
+class MetricsLog:
     """Lines of metrics.jsonl, for TensorBoard and for `on_log` too; without a folder for that alone.
 
     The file holds nothing that the clock measured: two runs of one recipe write the same bytes.

@@ -3,7 +3,7 @@
     runs/mine/recipe.yaml       the recipe, resolved
               metrics.jsonl     a line every few steps and one after each evaluation
               checkpoints/      to resume from (see checkpoint.py)
-              best/ last/       the net as a zoo folder: predict, eval, push take it as it is
+              best/ last/       the model as a zoo folder: predict, eval, push take it as it is
               curves.png, results.json, errors.csv, tensorboard/
 
 A run that is killed at any moment and started again ends with the same weights and the same
@@ -26,19 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from ..data.datasets import collate
 from ..data.failures import Failures, machine_errors, starting_processes
 from ..data.records import paths_and_sizes
-from ..data.sampling import sample_seed
-from ..data.transforms import normalize
 from ..data.video.memory import prefetch
 from ..deploy.optimize import warn_slow_bf16
 from ..errors import BvtamError
@@ -46,20 +40,22 @@ from ..files import write_file
 from ..hub.publish import save_pretrained
 from . import checkpoint
 from .balance import class_weights, sample_weights
-from .distributed import Processes, Stopped, Wish, quiet_worker, stop_signals
+from .data import Batches
+from .distributed import Processes, Stopped, StopRequest, quiet_worker, stop_signals
 from .evaluate import evaluate
 from .recipe import Recipe
-from .run_folder import RESULTS, Journal, locked, open_run, save_curves
-from .setup import Batches, build_optimizer, build_schedule, current_lr, freeze_norms
+from .run_folder import RESULTS, MetricsLog, locked, open_run, save_curves
+from .setup import freeze_norms
+from .step import TrainStep
 
 log = logging.getLogger('bvtam')
 
 
 class Trainer:
-    """One net, one recipe, one run.
+    """One model, one recipe, one run.
 
     Args:
-        net: a net of the zoo, with `clip_config` and `label_names`; trained in place.
+        model: a model of the zoo, with `clip_config` and `label_names`; trained in place.
         recipe: all settings.
         train_set, val_set: datasets of sample dicts, as `VideoDataset` gives them.
         out: folder of the run; None keeps everything in memory (no checkpoints, no metrics).
@@ -73,7 +69,7 @@ class Trainer:
 
     def __init__(
         self,
-        net: nn.Module,
+        model: nn.Module,
         recipe: Recipe,
         train_set: Dataset,
         val_set: Dataset | None = None,
@@ -85,148 +81,42 @@ class Trainer:
         self.recipe, self.train_set, self.val_set = recipe, train_set, val_set
         self.progress = progress
         self.out = Path(out) if out is not None else None
-        self.team = team = Processes()
-        self.device = team.device
-        if run.sync_bn and team.world > 1 and self.device.type == 'cpu':
+        self.processes = processes = Processes()
+        if run.sync_bn and processes.world_size > 1 and processes.device.type == 'cpu':
             raise BvtamError('recipe: run.sync_bn: torch has it on GPUs alone; leave it out')
         balanced = recipe.data.sampler == 'balanced'
-        weights = sample_weights(train_set, net.num_classes) if balanced else None
         self.batches = Batches(
-            len(train_set), run.batch_size, run.accumulate, run.seed, team.rank, team.world, weights
+            len(train_set),
+            run.batch_size,
+            run.accumulate,
+            run.seed,
+            processes.rank,
+            processes.world_size,
+            sample_weights(train_set, model.num_classes) if balanced else None,
         )
-
-        if run.precision == 'bf16' and team.main:
-            warn_slow_bf16(self.device)
-        self.net = net.to(self.device)
-        weight = class_weights(recipe.regularize.class_weight, train_set, net)
-        self.class_weight = None if weight is None else weight.to(self.device)
-        freeze_norms(net, recipe.regularize.freeze_bn)  # before the optimizer collects parameters
-        self.optimizer = build_optimizer(net, recipe)
-        self.schedule = build_schedule(self.optimizer, recipe, self.batches.steps)
-        self.model = team.wrap(torch.compile(net) if run.compile else net)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == 'fp16')
-        decay, warmup = recipe.regularize.ema, recipe.regularize.ema_warmup
-        self.ema = ModelEmaV3(net, decay=decay, use_warmup=warmup) if decay else None
-        left = decay ** (self.batches.steps * recipe.schedule.epochs - 1)
-        if decay and not warmup and left > 0.1 and team.main:
-            log.warning(
-                'regularize.ema: after all steps of this run %.0f %% of the average is the network of '
-                'its first step; make it smaller, or set regularize.ema_warmup=true',
-                100 * left,
-            )
-        self.mix = self._mixer()
-        self.step = self.epoch = 0
-        self.lr = recipe.optimizer.lr  # of the last step, where a group's factor is 1
+        if run.precision == 'bf16' and processes.is_main:
+            warn_slow_bf16(processes.device)
+        self.model = model.to(processes.device)
+        freeze_norms(model, recipe.regularize.freeze_bn)  # before the optimizer collects parameters
+        weight = class_weights(recipe.regularize.class_weight, train_set, model)
+        self.train_step = TrainStep(model, recipe, processes, self.batches.steps, weight)
+        self.epoch = 0
         self.best: dict[str, Any] = {}  # lines of the evaluations
         self.last: dict[str, Any] = {}
         self.pending: list[Tensor] = []  # losses since the last line, still on the device
         self.videos: list[list[str]] = []  # of the same steps
         self.failed: list[tuple[str, str]] = []  # in the same steps
         self.failures = Failures(len(train_set), recipe.data.max_failed)
-        self.journal = Journal(self.out, on_log) if team.main else Journal(None, None)
+        self.metrics = MetricsLog(self.out, on_log) if processes.is_main else MetricsLog(None, None)
         self.loader = self.loaded = None  # the decoding processes, and what comes from them
-        self.wish = Wish()
+        self.stop_request = StopRequest()
         self._saved_at = self._logged_at = time.monotonic()
         self._clips = 0  # since the last line
 
-    # ---- one step ----
-
-    def train_step(self, parts: list[dict[str, Any]], total: int | None = None) -> Tensor:
-        """One optimizer step on the parts of this process's share of a batch.
-
-        Args:
-            parts: batches as `collate` gives them; `clip` is uint8 (B, C, T, H, W), or floating
-                point and normalised, `label` (B,).
-            total: samples of the step over all processes; None: each has as many. Where they do not
-                divide by the processes, the last sample of some is a stand-in that counts nothing.
-
-        Returns:
-            This process's share of the mean loss, times the number of processes; it is on the
-            device, and nothing waits for it.
-        """
-        # Dropout, drop path and mixup draw from here, so a step can be repeated by its number.
-        torch.manual_seed(sample_seed(self.recipe.run.seed, self.step, self.team.rank))
-        settings, precision = self.recipe.optimizer, self.recipe.run.precision
-        mixed = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision)
-        share = sum(len(part['label']) for part in parts)
-        world = self.team.world
-        total = total or world * share
-        spare = share - len(range(self.team.rank, total, world))
-        loss_of_step = torch.zeros((), device=self.device)
-        weight = self.class_weight
-        mixed_by = torch.get_rng_state()  # all parts of a batch are mixed by the same draw
-        for i in range(len(parts)):
-            clip, target = self._inputs(parts, i, mixed_by)
-            last = i == len(parts) - 1
-            with self.team.alone(self.model, not last):  # gradients meet once in a step
-                with torch.autocast(self.device.type, mixed, enabled=mixed is not None):
-                    logits = self.model(clip)
-                smoothing = self.recipe.regularize.label_smoothing
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                losses = F.cross_entropy(
-                    logits,
-                    target,
-                    None if weight is None else weight.to(logits.dtype),
-                    label_smoothing=smoothing,
-                    reduction='none',
-                )
-                losses = losses[: len(losses) - spare] if last else losses
-                loss = losses.sum() * (world / total)
-                self.scaler.scale(loss).backward()
-            loss_of_step = loss_of_step + loss.detach()
-        if settings.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), settings.clip_grad)
-        self.lr = current_lr(self.optimizer)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        self.step += 1
-        self.schedule.step_update(self.step)
-        if self.ema:
-            self.ema.update(self.net, self.step)
-        return loss_of_step
-
-    def _inputs(
-        self, parts: list[dict[str, Any]], place: int, mixed_by: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Clips and targets of one part; mixup and CutMix act on all parts as if they were one."""
-        clip, target = (parts[place][key] for key in ('clip', 'label'))
-        alike = [i for i, part in enumerate(parts) if part['clip'].shape[1:] == clip.shape[1:]]
-        before = parts[alike[alike.index(place) - 1]]  # each clip is mixed with the one before it
-        among = self.mix is not None and len(alike) > 1
-        if among:
-            clip = torch.cat([before['clip'][-1:], clip])
-            target = torch.cat([before['label'][-1:], target])
-        clip = clip.to(self.device, non_blocking=True)
-        target = target.to(self.device, non_blocking=True)
-        if clip.dtype == torch.uint8:
-            clip = normalize(clip, self.net.clip_config)
-        if self.mix:
-            with torch.random.fork_rng(devices=[], enabled=place > 0):
-                torch.set_rng_state(mixed_by)
-                clip, target = self.mix(tv_tensors.Video(clip), target)
-            clip = clip.as_subclass(Tensor)
-        if among:
-            clip, target = clip[1:], target[1:]
-        if self.net.input_kind == 'image':
-            clip = clip.squeeze(2)
-        return clip, target
-
-    def _mixer(self) -> nn.Module | None:
-        """torchvision's mixup or CutMix: on a video they draw once for all of its frames."""
-        augment, share = self.recipe.augment, self.recipe.run.batch_size // self.team.world
-        if (augment.mixup or augment.cutmix) and share < 2:
-            raise BvtamError(
-                f'recipe: augment.{"mixup" if augment.mixup else "cutmix"} mixes the clips that a process '
-                f'has of a batch: run.batch_size must be at least {2 * self.team.world}, not '
-                f'{self.recipe.run.batch_size}'
-            )
-        if augment.mixup:
-            return v2.MixUp(alpha=augment.mixup, num_classes=self.net.num_classes)
-        if augment.cutmix:
-            return v2.CutMix(alpha=augment.cutmix, num_classes=self.net.num_classes)
-        return None
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.train_step.count
 
     # ---- the loop ----
 
@@ -248,7 +138,7 @@ class Trainer:
         run, epochs = self.recipe.run, self.recipe.schedule.epochs
         with ExitStack() as stack:
             stack.enter_context(machine_errors(''))
-            self.wish = stack.enter_context(stop_signals())
+            self.stop_request = stack.enter_context(stop_signals())
             stack.callback(self._close)
             start = self._open(resume, stack)
             while self.epoch < epochs:
@@ -267,8 +157,8 @@ class Trainer:
         batches.epoch, batches.start = self.epoch, start
         if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(self.epoch)
-        self.model.train()
-        freeze_norms(self.net, self.recipe.regularize.freeze_bn)
+        self.train_step.wrapped.train()
+        freeze_norms(self.model, self.recipe.regularize.freeze_bn)
         self.loader = self.loader or self._loader()
         with starting_processes(self.recipe.data.workers):
             self.loaded = iter(self.loader)
@@ -278,7 +168,7 @@ class Trainer:
             self.videos.append([video for part in parts for video in part['video']])
             self.pending.append(self.train_step(parts, batches.samples(step)))
             self._clips += batches.samples(step)
-            if self.progress and self.team.main:
+            if self.progress and self.processes.is_main:
                 done = min((step + 1) * batches.batch_size, len(dataset))
                 epochs = self.recipe.schedule.epochs
                 self.progress(self.epoch * len(dataset) + done, epochs * len(dataset))
@@ -296,9 +186,9 @@ class Trainer:
         due = not steps_done or (due and steps_done < self.batches.steps)
         # All stop after the same step; asking each other costs a wait, so it is not done every step.
         some = self.step % self.recipe.run.log_every and 0 < steps_done < self.batches.steps
-        if some and self.team.world > 1:
+        if some and self.processes.world_size > 1:
             return
-        asked, due = self.team.largest(self.wish.number, int(due))
+        asked, due = self.processes.all_reduce_max(self.stop_request.signal, int(due))
         if asked or due:
             self._save(steps_done)
         if asked and self.epoch < self.recipe.schedule.epochs:
@@ -312,24 +202,24 @@ class Trainer:
             batch_sampler=self.batches,
             collate_fn=collate,
             num_workers=workers,
-            prefetch_factor=prefetch(workers, self.batches.part * self.net.clip_config.num_bytes),
+            prefetch_factor=prefetch(workers, self.batches.part * self.model.clip_config.num_bytes),
             persistent_workers=workers > 0,
-            pin_memory=self.device.type == 'cuda',
+            pin_memory=self.processes.device.type == 'cuda',
             worker_init_fn=quiet_worker,
         )
 
     def _close(self) -> None:
         self.loader = self.loaded = None  # ends the decoding processes, also where an error goes up
-        self.journal.close()
+        self.metrics.close()
 
     # ---- what a run writes ----
 
     def _log_losses(self) -> None:
         """One line for the steps since the last one. Only here does training wait for the device."""
         loss = self._checked_losses().mean().item()
-        row = {'epoch': self.epoch + 1, 'step': self.step, 'loss': loss, 'lr': self.lr}
+        row = {'epoch': self.epoch + 1, 'step': self.step, 'loss': loss, 'lr': self.train_step.lr}
         now = time.monotonic()
-        self.journal.write(row, {'clips_per_second': self._clips / (now - self._logged_at)})
+        self.metrics.write(row, {'clips_per_second': self._clips / (now - self._logged_at)})
         self._logged_at, self._clips = now, 0
         self.pending, self.videos = [], []
 
@@ -339,19 +229,19 @@ class Trainer:
         Raises:
             BvtamError: a loss or a weight is not finite, or too many videos failed.
         """
-        for part in self.team.gather(self.failed):
+        for part in self.processes.all_gather(self.failed):
             for video, reason in part:
                 self.failures.add(video, reason)
         self.failed = []
-        numbers = [t for t in self.net.state_dict().values() if t.is_floating_point()]
+        numbers = [t for t in self.model.state_dict().values() if t.is_floating_point()]
         norm = torch.nn.utils.get_total_norm(numbers)  # finite if all of them are
-        values = self.team.mean(torch.stack([*self.pending, norm])).cpu().double()
+        values = self.processes.all_reduce_mean(torch.stack([*self.pending, norm])).cpu().double()
         wrong = (~values.isfinite()).nonzero()
         if not len(wrong):
             return values[:-1]
         place = min(int(wrong[0]), len(self.pending) - 1)
         step = self.step - len(self.pending) + place + 1
-        names = self.team.gather(self.videos[place] if self.videos else [])
+        names = self.processes.all_gather(self.videos[place] if self.videos else [])
         what = 'a weight' if wrong[0] == len(self.pending) else f'the loss {values[place].item()}'
         raise BvtamError(
             f'{what} is not finite at step {step} (epoch {self.epoch + 1}): lower optimizer.lr or set '
@@ -360,10 +250,10 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
-        net = self._evaluated()
-        self.team.share_buffers(net)
+        model = self._evaluated()
+        self.processes.broadcast_buffers(model)
         result = evaluate(
-            net,
+            model,
             self.val_set,
             num_clips=1,
             num_crops=1,
@@ -377,16 +267,17 @@ class Trainer:
         if not self.best or self.last['val_top1'] > self.best['val_top1']:
             self.best = self.last
             self._publish('best')
-        self.journal.write(self.last)
+        self.metrics.write(self.last)
         self._logged_at = time.monotonic()
 
     def _evaluated(self) -> nn.Module:
-        return self.ema.module if self.ema else self.net
+        """The model that counts: the moving average where there is one."""
+        return self.train_step.ema.module if self.train_step.ema else self.model
 
     def _publish(self, which: str) -> None:
         if self.out:
             origin = f'Trained by `bvtam train`, {self.epoch} epochs; see recipe.yaml of the run.'
-            self.team.in_main(
+            self.processes.run_on_main(
                 lambda: save_pretrained(self._evaluated(), self.out / which, origin, keep=True)
             )
 
@@ -396,32 +287,24 @@ class Trainer:
         self._saved_at = time.monotonic()
         if not self.out:
             return
-        tensors = {
-            'model': self.net.state_dict(),
-            'optimizer': checkpoint.optimizer_tensors(self.net, self.optimizer),
-        }
-        if self.ema:
-            tensors['ema'] = self.ema.module.state_dict()
+        tensors = self.train_step.tensors()
         state = {
             'epoch': self.epoch,
             'steps_done': steps_done,
-            'step': self.step,
-            'lr': self.lr,
             'pending': pending,
             'best': self.best,
             'last': self.last,
             'failed': self.failures.reasons,
-            'scaler': self.scaler.state_dict(),
-            'groups': checkpoint.group_settings(self.optimizer),
             'data': self.data,
+            **self.train_step.state(),
         }
 
         def write() -> None:
-            state['metrics_bytes'] = self.journal.sync()
+            state['metrics_bytes'] = self.metrics.sync()
             folder, keep = self.out / 'checkpoints', self.recipe.run.keep
             checkpoint.save(folder, self.step, tensors, state, keep)
 
-        self.team.in_main(write)
+        self.processes.run_on_main(write)
 
     def _open(self, resume: str, stack: ExitStack) -> int:
         """Sets up the folder and the state of the run; steps of its epoch that are done already."""
@@ -432,8 +315,8 @@ class Trainer:
             stack.enter_context(locked(self.out))
             open_run(self.out, self.recipe, resume)
 
-        self.team.in_main(claim)
-        errors = self.out / 'errors.csv' if self.team.main else None
+        self.processes.run_on_main(claim)
+        errors = self.out / 'errors.csv' if self.processes.is_main else None
         self.failures = Failures(len(self.train_set), self.recipe.data.max_failed, errors)
         newest = checkpoint.newest(self.out / 'checkpoints')
         state = checkpoint.read_state(newest) if newest else {'metrics_bytes': 0, 'step': 0}
@@ -443,21 +326,16 @@ class Trainer:
                 f'{self.out} holds a run on other data ({", ".join(changed)} differ): name another '
                 'folder with --out'
             )
-        self.journal.cut(state['metrics_bytes'], state['step'])  # the rest will be written again
+        self.metrics.cut(state['metrics_bytes'], state['step'])  # the rest will be written again
         if newest is None:
             return 0
         try:
-            self.net.load_state_dict(checkpoint.read_tensors(newest, 'model'))
-            tensors = checkpoint.read_tensors(newest, 'optimizer')
-            checkpoint.load_optimizer(self.net, self.optimizer, tensors, state['groups'])
-            if self.ema:
-                self.ema.module.load_state_dict(checkpoint.read_tensors(newest, 'ema'))
-            self.scaler.load_state_dict(state['scaler'])
+            self.train_step.load(newest, state)
         except (
-            SafetensorError,
             LookupError,
             OSError,
             RuntimeError,
+            SafetensorError,
             TypeError,
             ValueError,
         ) as error:
@@ -467,21 +345,21 @@ class Trainer:
             ) from None
         for video, reason in state['failed'].items():
             self.failures.add(video, reason)
-        self.epoch, self.step, self.lr = state['epoch'], state['step'], state['lr']
-        self.best, self.last = state['best'], state['last']
-        self.pending = [torch.tensor(loss, device=self.device) for loss in state['pending']]
+        self.epoch, self.best, self.last = state['epoch'], state['best'], state['last']
+        self.pending = [
+            torch.tensor(loss, device=self.processes.device) for loss in state['pending']
+        ]
         self.videos = [[] for _ in self.pending]
-        self.schedule.step_update(self.step)
         done = self.epoch == self.recipe.schedule.epochs
         what = 'is finished: nothing is left to do' if done else f'goes on after step {self.step}'
-        if self.team.main:
+        if self.processes.is_main:
             log.warning('the run in %s %s', self.out, what)
         return state['steps_done']
 
     @cached_property
     def data(self) -> dict[str, Any]:
         """What tells whether a resumed run has the data that it began with."""
-        found = {'label names': self.net.label_names, 'number of classes': self.net.num_classes}
+        found = {'label names': self.model.label_names, 'number of classes': self.model.num_classes}
         for name, data in (('training', self.train_set), ('validation', self.val_set)):
             found_records = getattr(data, 'records', ())
             places = paths_and_sizes([record.source for record in found_records])
@@ -493,9 +371,9 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         results = {'epochs': self.epoch, 'steps': self.step, 'last': self.last, 'best': self.best}
         results['failed'] = len(self.failures)
-        if self.out and self.team.main and not (self.out / RESULTS).exists():
+        if self.out and self.processes.is_main and not (self.out / RESULTS).exists():
             save_curves(self.out)
             write_file(self.out / RESULTS, json.dumps(results, indent=1) + '\n')
-        if self.failures and self.team.main:
+        if self.failures and self.processes.is_main:
             log.warning(self.failures.summary())
         return results

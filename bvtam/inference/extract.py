@@ -22,6 +22,7 @@ from ..data.video.folders import check_frames
 from ..errors import BvtamError
 from .clips import Clips, clip_plan, read_clips, spans, window_plan
 from .features import Embedder
+from .ranks import rank_and_world_size
 from .shards import FORMATS, ShardFolder
 
 log = logging.getLogger('bvtam')
@@ -216,31 +217,25 @@ def local_device() -> torch.device:
 
 
 def _share(shard: tuple[int, int] | str | None, num_videos: int) -> tuple[int, int]:
-    """Number of this process and how many there are."""
-    names = ('RANK', '0'), ('WORLD_SIZE', '1')
-    told = [os.environ.get(name, default) for name, default in names]
-    if shard is None:
-        if told[1] not in ('', '1'):
-            log.warning(
-                'RANK=%s and WORLD_SIZE=%s are set, but this process extracts all of its %d videos: '
-                "shard='env' would take its share of them",
-                *told,
-                num_videos,
-            )
-        return 0, 1
-    if shard == 'env':
-        if not (told[0].isdecimal() and told[1].isdecimal() and int(told[0]) < int(told[1])):
-            raise BvtamError(
-                f'RANK={told[0]} and WORLD_SIZE={told[1]} in the environment do not fit'
-            )
-        rank, world_size = map(int, told)
-        if world_size > 1:
-            log.warning(
-                'RANK=%d and WORLD_SIZE=%d: this process takes every shard k with k %% %d = %d',
-                rank, world_size, world_size, rank,
-            )  # fmt: skip
-        return rank, world_size
+    """The rank whose shards this process extracts, and the world size."""
     match shard:
+        case None:
+            rank, world_size = rank_and_world_size(launched=True)
+            if world_size > 1:
+                log.warning(
+                    'RANK=%d and WORLD_SIZE=%d are set, but this process extracts all of its %d videos: '
+                    "shard='env' would take its share of them",
+                    rank, world_size, num_videos,
+                )  # fmt: skip
+            return 0, 1
+        case 'env':
+            rank, world_size = rank_and_world_size(launched=True)
+            if world_size > 1:
+                log.warning(
+                    'RANK=%d and WORLD_SIZE=%d: this process takes every shard k with k %% %d = %d',
+                    rank, world_size, world_size, rank,
+                )  # fmt: skip
+            return rank, world_size
         case (int(rank), int(world_size)) if 0 <= rank < world_size:
             return rank, world_size
     raise BvtamError(f"shard must be (rank, world_size), 'env' or None, not {shard!r}")

@@ -15,8 +15,8 @@ from bvtam.data.datasets import VideoDataset
 from bvtam.data.load import load_records
 from bvtam.data.prepare.prepare import prepare
 from bvtam.data.records import open_record
+from bvtam.engine.data import load_data
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.start import load_data
 from bvtam.errors import BvtamError
 from bvtam.inference.extract import extract
 
@@ -114,7 +114,7 @@ def test_they_are_refused_before_work_where_no_folder_is(net, tmp_path, capfd):
 def test_a_recipe_says_both(data):
     told = [f'data.path={data}', 'data.frames=img_*.jpg', 'data.fps=12.5']
     recipe = Recipe.load('quick', told)
-    train, val, _ = load_data(recipe)
+    train, val, *_ = load_data(recipe)
     assert {(r.frames, r.fps) for r in (*train, *val)} == {('img_*.jpg', 12.5)}
     with pytest.raises(BvtamError, match='not for data.motion'):
         Recipe.load('quick', ['data.motion.family=order', 'data.fps=10'])
@@ -152,7 +152,7 @@ def test_a_list_says_the_rate_and_prepare_writes_it(data, tmp_path):
 def test_training_on_folders_may_be_measured_on_files(data, tmp_path):
     (tmp_path / 'val.csv').write_text(f'video,label\n{SAMPLE},light\n')
     both = [f'data.train={data}', f'data.val={tmp_path / "val.csv"}']
-    train, val, _ = load_data(Recipe.load('quick', [*both, 'data.frames=img_*.jpg']))
+    train, val, *_ = load_data(Recipe.load('quick', [*both, 'data.frames=img_*.jpg']))
     assert len(train) == 4 and len(val) == 1
 
 

@@ -21,7 +21,7 @@ from bvtam.data.datasets import (
 from bvtam.data.sampling import sample_seed, train_indices
 from bvtam.data.transforms import TrainTransform, to_crops
 from bvtam.data.video.open import open_video
-from bvtam.engine.setup import Draw
+from bvtam.engine.data import Draw
 
 CLIP = ClipConfig(num_frames=4, resize=24, crop_size=16)
 

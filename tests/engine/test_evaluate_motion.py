@@ -15,10 +15,10 @@ from support.runs import TINY, product, rows
 import bvtam
 from bvtam.data.motion.clips import MotionClips
 from bvtam.data.transforms import to_crops
+from bvtam.engine.data import Batches
 from bvtam.engine.evaluate_motion import _Encoded, evaluate_motion
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.setup import Batches
-from bvtam.engine.start import motion_sets, train
+from bvtam.engine.run import build, train
 from bvtam.engine.train import Stopped
 from bvtam.errors import BvtamError
 
@@ -48,7 +48,7 @@ def test_a_run_on_motion_goes_on_where_it_was_stopped(tmp_path):
 
 def test_the_sets_are_those_of_the_recipe():
     chosen = recipe('data.motion.encode=0.5', 'data.motion.held_out=true', 'seed=3')
-    net, train_set, val_set = motion_sets(chosen)
+    net, train_set, val_set = build(chosen)
     assert (train_set.seed, train_set.encode, len(train_set)) == (3, 0.5, 12)
     assert (val_set.seed, val_set.encode, len(val_set), val_set.split) == (0, 0, 16, 'val')
     assert net.label_names == train_set.label_names == val_set.label_names
@@ -56,7 +56,7 @@ def test_the_sets_are_those_of_the_recipe():
 
 
 def test_parts_of_a_batch_have_one_length():
-    _net, train_set, _val = motion_sets(recipe('clip.num_frames=8', 'data.motion.two_lengths=true'))
+    _net, train_set, _val = build(recipe('clip.num_frames=8', 'data.motion.two_lengths=true'))
 
     def lengths(accumulate, rank=0, world=1):
         parts = Batches(12, 4, accumulate, 0, rank, world)
@@ -72,7 +72,7 @@ def test_parts_of_a_batch_have_one_length():
 
 def test_batches_of_two_lengths_are_the_same_clips(tmp_path):
     chosen = recipe('clip.num_frames=8', 'data.motion.two_lengths=true')
-    _net, train_set, val_set = motion_sets(chosen)
+    _net, train_set, val_set = build(chosen)
     train_set.set_epoch(2)
     batches = [train_set.__getitems__([i, 5]) for i in range(12)]
     shapes = [{tuple(sample['clip'].shape) for sample in batch} for batch in batches]

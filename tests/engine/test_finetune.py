@@ -19,9 +19,10 @@ from bvtam import cli
 from bvtam.clip import ClipConfig
 from bvtam.data.load import load_records
 from bvtam.data.records import Record
+from bvtam.engine.data import RunData, build_datasets, load_data
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.setup import build_net
-from bvtam.engine.start import datasets, finetune, load_data, train
+from bvtam.engine.run import finetune, train
+from bvtam.engine.setup import build_model
 from bvtam.errors import BvtamError
 from bvtam.inference.predict import predict
 
@@ -151,8 +152,8 @@ def test_what_is_mirrored_is_decided_with_care_and_told(
     names, settings, first, flip, flips, said, caplog
 ):
     net = SimpleNamespace(first_flip=first, clip_config=CLIP, label_names=names.split() or None, input_kind='clip')  # fmt: skip
-    records = [Record('a.mp4', 0)]
-    train_set, val_set = datasets(recipe(*settings.split()), net, records, records)
+    data = RunData([Record('a.mp4', 0)], [Record('a.mp4', 0)], None, 1)
+    train_set, val_set = build_datasets(recipe(*settings.split()), net, data)
     assert net.clip_config.flip == val_set.read.clip.flip == flip
     assert train_set.read.train.flip_labels == flips
     assert said in caplog.text and bool(said) == bool(caplog.records)
@@ -165,7 +166,7 @@ def test_flip_of_the_first_weights_is_known(zoo, tmp_path, monkeypatch):
         (('init=bvtam_tiny_8x2.mine',), True),
         (('model=bvtam_tiny_8x2.mine', 'init=pretrained', 'clip.flip=false'), True),
     ):
-        assert build_net(recipe(*settings), None, 3).first_flip is flip
+        assert build_model(recipe(*settings), None, 3).first_flip is flip
 
 
 def run(capfd, command):
@@ -271,11 +272,11 @@ def test_numbers_that_are_no_indices_are_names(videos, tmp_path, labels, caplog,
 
 
 def test_indices_stay_indices(videos, tmp_path, caplog):
-    train_records, _, names = load_data(listed(videos, tmp_path, 1, 0))
+    train_records, _, names, _ = load_data(listed(videos, tmp_path, 1, 0))
     assert names is None and {r.label for r in train_records} == {0, 1} and not caplog.records
     table = tmp_path / 'list.txt'
     chosen = listed(videos, tmp_path, 1, 4, **{'data.train': table, 'num_classes': 6})
-    train_records, _, names = load_data(chosen)
+    train_records, _, names, _ = load_data(chosen)
     assert names is None and {r.label for r in train_records} == {1, 4}
     train(chosen, tmp_path / 'run')
     assert '4 of 6 classes have no training video' in caplog.text and ': 0, 2, 3, 5' in caplog.text

@@ -22,8 +22,9 @@ from bvtam.data.datasets import Record, collate
 from bvtam.data.sampling import sample_seed
 from bvtam.data.transforms import normalize
 from bvtam.engine.balance import sample_weights
+from bvtam.engine.data import Batches
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.setup import Batches, build_net, build_optimizer, build_schedule
+from bvtam.engine.setup import build_model, build_optimizer, build_schedule
 from bvtam.engine.train import Trainer
 from bvtam.errors import BvtamError
 
@@ -62,7 +63,7 @@ def test_recorded_training_is_repeated():
     )
     trainer = Trainer(net, chosen, Clips())
     norms = []
-    trainer.optimizer.register_step_pre_hook(
+    trainer.train_step.optimizer.register_step_pre_hook(
         lambda *_: norms.append(nn.utils.get_total_norm([p.grad for p in net.parameters()]).item())
     )
     net.train()
@@ -75,11 +76,11 @@ def test_recorded_training_is_repeated():
 def losses_of(*settings, steps=4, **options):
     """Losses of some steps on random batches of 8, in as many parts as the recipe says."""
     trainer = make('batch_size=8', 'lr=0.01', 'clip_grad=0.5', *settings, **options)
-    trainer.model.train()
+    trainer.train_step.wrapped.train()
     trainer.batches.epoch = 0
     from bvtam.engine.setup import freeze_norms
 
-    freeze_norms(trainer.net, trainer.recipe.regularize.freeze_bn)
+    freeze_norms(trainer.model, trainer.recipe.regularize.freeze_bn)
     size = 8 // trainer.recipe.run.accumulate
     found = []
     for step in range(steps):
@@ -94,7 +95,7 @@ def test_four_parts_equal_one():
     parts, b = losses_of(FROZEN, 'accumulate=4')
     close(parts, whole)
     assert len({round(loss, 4) for loss in whole}) == 4
-    for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True):
+    for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
@@ -106,7 +107,7 @@ def test_a_batch_is_mixed_as_a_whole_in_any_number_of_parts(kind):
     for count in (2, 8):
         parts, b = losses_of(FROZEN, f'{kind}=0.8', f'accumulate={count}')
         close(parts, whole)
-        for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True):
+        for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
@@ -135,9 +136,9 @@ def test_half_precision_is_near(monkeypatch):
     monkeypatch.setattr('bvtam.engine.train.warn_slow_bf16', told.append)
     found, trainer = losses_of('precision=bf16')
     close(found, losses_of()[0], rel=0.05)
-    assert told == [trainer.device]
-    assert next(trainer.net.parameters()).dtype == torch.float32
-    assert 'forward' not in vars(trainer.net)
+    assert told == [trainer.processes.device]
+    assert next(trainer.model.parameters()).dtype == torch.float32
+    assert 'forward' not in vars(trainer.model)
 
 
 @pytest.mark.slow
@@ -175,8 +176,8 @@ def plain_cutmix(clips, target, alpha):
 )
 def test_targets_are_mixed_and_smoothed(settings, mix, smoothing):
     trainer = make(*settings)
-    net = copy.deepcopy(trainer.net).train()
-    trainer.model.train()
+    net = copy.deepcopy(trainer.model).train()
+    trainer.train_step.wrapped.train()
     for step in range(4):  # draws differ from step to step
         part = batch()
         clips, target = plain_inputs(net, part)
@@ -185,7 +186,7 @@ def test_targets_are_mixed_and_smoothed(settings, mix, smoothing):
         if mix:
             clips, target = mix(clips, target, 1 if smoothing else 0.7)
         target = (1 - smoothing) * target + smoothing / 3
-        net.load_state_dict(trainer.net.state_dict())
+        net.load_state_dict(trainer.model.state_dict())
         want = -(target * net(clips).log_softmax(1)).sum(1).mean().item()
         close(trainer.train_step([part]).item(), want)
 
@@ -200,8 +201,8 @@ def test_classes_are_weighted_as_torch_does(settings):
         ('class_weight={b: 3}', [1, 3, 1]),
     ):
         trainer = make(setting, *settings, data=data)
-        torch.testing.assert_close(trainer.class_weight, torch.tensor(weights).float())
-        net, part = copy.deepcopy(trainer.net).train(), batch()
+        torch.testing.assert_close(trainer.train_step.class_weight, torch.tensor(weights).float())
+        net, part = copy.deepcopy(trainer.model).train(), batch()
         clips, target = plain_inputs(net, part)
         target = F.one_hot(target, 3).float()
         torch.manual_seed(sample_seed(0, 0, 0))
@@ -210,7 +211,7 @@ def test_classes_are_weighted_as_torch_does(settings):
         smooth = 0.1 if settings else 0
         target = (1 - smooth) * target + smooth / 3
         want = -(torch.tensor(weights) * target * net(clips).log_softmax(1)).sum(1).mean().item()
-        trainer.model.train()
+        trainer.train_step.wrapped.train()
         close(trainer.train_step([part]).item(), want)
     with pytest.raises(BvtamError, match='balanced by the records of a data set'):
         make('class_weight=balanced')
@@ -237,33 +238,33 @@ def test_a_short_average_is_told_or_warms_up(caplog):
     assert 'regularize.ema: after all steps of this run 100 % of the average' in caplog.text
     caplog.clear()
     trainer = make('regularize.ema=0.999', 'ema_warmup=true')
-    trainer.model.train()
+    trainer.train_step.wrapped.train()
     average = None
     for step in range(4):
         trainer.train_step([batch([step, step + 1, 5])])
-        now = trainer.net.fc.weight.clone()
+        now = trainer.model.fc.weight.clone()
         decay = 1 - (1 + step) ** (-2 / 3)
         average = now if average is None else decay * average + (1 - decay) * now
-    torch.testing.assert_close(trainer.ema.module.fc.weight, average)
+    torch.testing.assert_close(trainer.train_step.ema.module.fc.weight, average)
     make('regularize.ema=0.5', 'epochs=5'), make()
     assert not caplog.records
 
 
 def test_moving_average_of_weights():
     trainer = make('regularize.ema=0.8')
-    trainer.model.train()
+    trainer.train_step.wrapped.train()
     average = None
     for step in range(4):
         trainer.train_step([batch([step, step + 1, 5])])
-        now = {k: v.clone() for k, v in trainer.net.state_dict().items()}
+        now = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         if average is None:
             average = now
         for name, value in now.items():
             exact = value.is_floating_point()
             average[name] = 0.8 * average[name] + 0.2 * value if exact else value
-    for name, value in trainer.ema.module.state_dict().items():
+    for name, value in trainer.train_step.ema.module.state_dict().items():
         torch.testing.assert_close(value, average[name])
-    assert trainer._evaluated() is trainer.ema.module
+    assert trainer._evaluated() is trainer.train_step.ema.module
 
 
 def test_a_step_waits_for_nothing():
@@ -279,7 +280,7 @@ def test_a_step_waits_for_nothing():
             return function(*args, **(kwargs or {}))
 
     trainer = make('clip_grad=1', 'regularize.ema=0.9', 'label_smoothing=0.1', 'accumulate=2')
-    trainer.model.train()
+    trainer.train_step.wrapped.train()
     parts = [batch([0, 1]), batch([2, 3])]
     trainer.train_step(parts)
     with Watch():
@@ -292,16 +293,16 @@ def test_a_step_waits_for_nothing():
 def test_batch_norms_that_are_frozen_stay_to_the_bit():
     for which, trained in (('all', 0), ('partial', 1)):
         trainer = make(f'freeze_bn={which}', 'epochs=1', val=Clips(4))
-        norms = [m for m in trainer.net.modules() if isinstance(m, nn.BatchNorm2d)]
+        norms = [m for m in trainer.model.modules() if isinstance(m, nn.BatchNorm2d)]
         before = [copy.deepcopy(norm.state_dict()) for norm in norms]
-        weight = trainer.net.fc.weight.clone()
+        weight = trainer.model.fc.weight.clone()
         trainer.fit()
         same = [
             all(torch.equal(value, was[name]) for name, value in norm.state_dict().items())
             for norm, was in zip(norms, before, strict=True)
         ]
         assert same == [False] * trained + [True] * (len(norms) - trained)
-        assert not torch.equal(weight, trainer.net.fc.weight)
+        assert not torch.equal(weight, trainer.model.fc.weight)
 
 
 # ---- optimizer and schedule ----
@@ -335,7 +336,7 @@ def test_schedules(formula, warmup):
         'layer_decay=0.5',
         'head_lr=4',
     )
-    net = build_net(chosen, None, 3)
+    net = build_model(chosen, None, 3)
     optimizer = build_optimizer(net, chosen)
     schedule, steps = build_schedule(optimizer, chosen, 6), 6
     for t in range(4 * steps):
@@ -350,7 +351,7 @@ def test_schedules(formula, warmup):
 def test_the_rate_in_the_log_is_that_of_the_step(tmp_path):
     trainer = make('log_every=1', 'epochs=2', 'lr=0.5', 'layer_decay=0.5', out=tmp_path / 'run')
     used = []
-    trainer.optimizer.register_step_pre_hook(
+    trainer.train_step.optimizer.register_step_pre_hook(
         lambda optimizer, *_: used.append({g['lr_scale']: g['lr'] for g in optimizer.param_groups})
     )
     trainer.fit()
@@ -362,7 +363,7 @@ def test_the_rate_in_the_log_is_that_of_the_step(tmp_path):
 
 def test_every_layer_has_its_rate_and_decay():
     chosen = recipe('layer_decay=0.5', 'head_lr=3', 'weight_decay=0.1', 'decay_all=false', 'lr=1')
-    net = build_net(chosen, None, 3)
+    net = build_model(chosen, None, 3)
     factors, decays = {}, {}
     names = {p: name for name, p in net.named_parameters()}
     for group in build_optimizer(net, chosen).param_groups:
@@ -422,10 +423,10 @@ def test_an_epoch_takes_all_samples_into_account(tmp_path):
     trainer = make('batch_size=4', 'epochs=1', 'lr=0', FROZEN, data=data, out=tmp_path / 'run')
     trainer.fit()
     assert sorted(data.seen) == list(range(7))
-    trainer.net.eval()
+    trainer.model.eval()
     with torch.no_grad():
-        clips, labels = plain_inputs(trainer.net, batch(range(7)))
-        losses = F.cross_entropy(trainer.net(clips), labels, reduction='none')
+        clips, labels = plain_inputs(trainer.model, batch(range(7)))
+        losses = F.cross_entropy(trainer.model(clips), labels, reduction='none')
     order = data.seen[:7]
     steps = [losses[order[:4]].mean().item(), losses[order[4:]].mean().item()]
     (row,) = rows(tmp_path / 'run')

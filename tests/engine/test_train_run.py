@@ -16,7 +16,7 @@ from bvtam.engine import checkpoint, run_folder
 from bvtam.engine.evaluate import evaluate
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.run_folder import locked
-from bvtam.engine.setup import build_net, initialise
+from bvtam.engine.setup import build_model, initialise
 from bvtam.engine.train import Trainer
 from bvtam.errors import BvtamError
 
@@ -45,9 +45,9 @@ def test_what_a_run_leaves(finished):
     assert len(checkpoint.all_checkpoints(out / 'checkpoints')) == 2
     assert (out / 'curves.png').read_bytes()[:4] == b'\x89PNG'
     last = bvtam.create_model(f'local-dir:{out / "last"}', pretrained=True)
-    for name, value in trainer.net.state_dict().items():
+    for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, last.state_dict()[name])
-    assert last.label_names == list('abc') and last.clip_config == trainer.net.clip_config
+    assert last.label_names == list('abc') and last.clip_config == trainer.model.clip_config
     again = evaluate(last, Clips(6), workers=0)
     assert again['loss'] == pytest.approx(vals[1]['val_loss'], rel=1e-6)
     assert again['top1'] == vals[1]['val_top1']
@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
     refused('other data (training videos differ)', make(out=out, data=Clips(6), val=Clips(6)).fit)
     refused('other data (validation videos differ)', make(out=out, val=Clips(8)).fit)
     for names, what in (('abx', 'label names'), ('abcd', 'label names, number of classes')):
-        net = build_net(recipe(), list(names), len(names))
+        net = build_model(recipe(), list(names), len(names))
         trainer = Trainer(net, recipe(), Clips(), Clips(6), out)
         refused(f'other data ({what} differ): name another folder', trainer.fit)
     assert (times(out), rows(out)) == before
@@ -181,8 +181,8 @@ def test_optimizers_that_cannot_be_used():
 
 def test_synchronised_norms_keep_what_follows_them():
     settings = ('model=tsm_resnet50_f8', 'model_options={backbone: regnety_002}')
-    plain = build_net(recipe(*settings), list('abc'), 3).eval()
-    net = build_net(recipe(*settings, 'sync_bn=true'), list('abc'), 3).eval()
+    plain = build_model(recipe(*settings), list('abc'), 3).eval()
+    net = build_model(recipe(*settings, 'sync_bn=true'), list('abc'), 3).eval()
     assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in net.modules())
     x = torch.randn(1, 3, 2, 32, 32)
     with torch.no_grad():
@@ -245,7 +245,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, often):
     out = tmp_path / 'out'
     data = Clips(4)  # an epoch is one step
     trainer = make(f'save_minutes={often}', data=data, val=Clips(4), out=out)
-    trainer.optimizer.register_step_post_hook(lambda *_: trainer.net.fc.bias.data.fill_(math.inf))
+    trainer.train_step.optimizer.register_step_post_hook(
+        lambda *_: trainer.model.fc.bias.data.fill_(math.inf)
+    )
     names = ', '.join(f'v{i}.mp4' for part in trainer.batches for i in part)
     refused('a weight is not finite at step 1 (epoch 1): lower optimizer.lr', trainer.fit)
     refused(f'the videos of that step: {names}', trainer._checked_losses)
@@ -281,7 +283,7 @@ IMAGE = ('model=blresnet50', 'model_options={width: 8, layers: [2, 2, 2, 1], dro
 
 
 def zoo_folder(path, *settings, names='abc'):
-    net = lively(build_net(recipe(*settings), list(names), len(names)))
+    net = lively(build_model(recipe(*settings), list(names), len(names)))
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.01)
@@ -290,23 +292,23 @@ def zoo_folder(path, *settings, names='abc'):
 
 def test_image_weights_are_inflated(tmp_path, caplog):
     given, folder = zoo_folder(tmp_path / 'image', *IMAGE, names='abcd')
-    net = build_net(recipe(f'init={folder}'), list('abc'), 3)
-    plain = build_net(recipe(), list('abc'), 3)
+    net = build_model(recipe(f'init={folder}'), list('abc'), 3)
+    plain = build_model(recipe(), list('abc'), 3)
     source, start, found = given.state_dict(), plain.state_dict(), net.state_dict()
     fresh = [name for name in found if name.startswith('fc.') or '.temporal.' in name]
     for name, value in found.items():
         want = start[name] if name in fresh else source[name]
         assert torch.equal(value, want), name
     assert set(found) - set(source) == {n for n in fresh if 'temporal' in n} and len(fresh) > 2
-    assert 'the classifier starts anew' in caplog.text and '4 classes, the net 3' in caplog.text
+    assert 'the classifier starts anew' in caplog.text and '4 classes, the model 3' in caplog.text
     assert 'temporal weights start anew' in caplog.text
 
 
 def test_a_classifier_is_kept_only_for_the_same_classes(tmp_path, caplog):
     given, folder = zoo_folder(tmp_path / 'video')
-    same = build_net(recipe(f'init={folder}'), list('abc'), 3)
+    same = build_model(recipe(f'init={folder}'), list('abc'), 3)
     assert torch.equal(same.fc.weight, given.fc.weight) and 'anew' not in caplog.text
-    other = build_net(recipe(f'init={folder}'), list('abx'), 3)
+    other = build_model(recipe(f'init={folder}'), list('abx'), 3)
     assert not torch.equal(other.fc.weight, given.fc.weight)
     assert torch.equal(other.stem.conv1.weight, given.stem.conv1.weight)
     assert 'the classifier starts anew' in caplog.text
@@ -318,13 +320,13 @@ def test_a_classifier_is_kept_only_for_the_same_classes(tmp_path, caplog):
 def test_weights_of_another_net_are_refused(tmp_path, options):
     _, folder = zoo_folder(tmp_path / 'image', *IMAGE)
     chosen = recipe(f'model_options={options}', f'init={folder}')
-    refused('do not fit bvtam_tiny_8x2', lambda: build_net(chosen, None, 3))
+    refused('do not fit bvtam_tiny_8x2', lambda: build_model(chosen, None, 3))
     missing = recipe(f'init={tmp_path / "nowhere"}')
-    refused('nowhere: no such folder', lambda: build_net(missing, None, 3), FileNotFoundError)
+    refused('nowhere: no such folder', lambda: build_model(missing, None, 3), FileNotFoundError)
     (tmp_path / 'empty').mkdir()
     empty = recipe(f'init={tmp_path / "empty"}')
-    refused('holds no model', lambda: build_net(empty, None, 3), FileNotFoundError)
-    refused('has no ImageNet weights', lambda: build_net(recipe('init=imagenet'), None, 3))
+    refused('holds no model', lambda: build_model(empty, None, 3), FileNotFoundError)
+    refused('has no ImageNet weights', lambda: build_model(recipe('init=imagenet'), None, 3))
 
 
 def test_a_second_stage_starts_from_a_run(finished):
@@ -338,7 +340,7 @@ def test_a_second_stage_starts_from_a_run(finished):
 
 def test_finetuning_goes_on_with_the_colours_that_the_weights_have_seen(tmp_path):
     _, folder = zoo_folder(tmp_path / 'net', 'clip.colors=jpeg')
-    net = build_net(recipe(f'init={folder}'), list('abc'), 3)
+    net = build_model(recipe(f'init={folder}'), list('abc'), 3)
     assert net.clip_config.colors == 'jpeg'
-    net = build_net(recipe(f'init={folder}', 'clip.colors=tagged'), list('abc'), 3)
+    net = build_model(recipe(f'init={folder}', 'clip.colors=tagged'), list('abc'), 3)
     assert net.clip_config.colors == 'tagged'

@@ -19,7 +19,7 @@ from bvtam.data.motion.clips import MotionClips
 from bvtam.deploy.flops import flops
 from bvtam.engine.evaluate_motion import evaluate_motion
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.setup import build_net
+from bvtam.engine.setup import build_model
 from bvtam.errors import BvtamError
 from bvtam.hub import cards, download
 from bvtam.hub.push import push_folder
@@ -118,7 +118,7 @@ def test_a_name_without_its_weights_downloads_nothing(monkeypatch):
     with pytest.raises(BvtamError, match='pass pretrained=False without the tag'):
         bvtam.create_model('bvtam_r50_8x2.nothing')
     chosen = Recipe.load('', [f'model={NAME}', 'init=auto'])
-    assert build_net(chosen, None, 3).num_classes == 3
+    assert build_model(chosen, None, 3).num_classes == 3
 
 
 def test_only_nets_of_the_zoo_are_saved(tmp_path):

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.setup import build_net
+from bvtam.engine.setup import build_model
 from bvtam.engine.train import Trainer
 from bvtam.errors import BvtamError
 
@@ -83,7 +83,7 @@ def make(*settings, out=None, data=None, val=None, **options):
     """A trainer of the tiny net on random clips."""
     data = Clips() if data is None else data
     chosen = recipe(*settings)
-    net = lively(build_net(chosen, list('abc'), 3))
+    net = lively(build_model(chosen, list('abc'), 3))
     return Trainer(net, chosen, data, val, out, **options)
 
 
@@ -147,7 +147,7 @@ def work(job):
     )
     result = trainer.fit()
     if 'seen' in job:
-        Path(f'{job["seen"]}.{trainer.team.rank}').write_text(json.dumps(train.seen))
+        Path(f'{job["seen"]}.{trainer.processes.rank}').write_text(json.dumps(train.seen))
     return result
 
 
