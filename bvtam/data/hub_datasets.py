@@ -8,7 +8,6 @@ import random
 import tarfile
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from importlib import import_module
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -17,6 +16,7 @@ from torch.utils.data import IterableDataset
 
 from ..clip import ClipConfig
 from ..errors import BvtamError, nearest
+from ..optional import library
 from .datasets import ClipReader, SampleError, VideoDataset, failure, missing
 from .failures import VIDEO_ERRORS, check_policy
 from .records import VIDEO_SUFFIXES, Record
@@ -54,7 +54,9 @@ def from_hub_dataset(
         BvtamError: no such column, a streamed data set, or the library is missing.
     """
     if isinstance(dataset, (str, os.PathLike)):
-        dataset = _library('datasets').load_dataset(os.fspath(dataset), split=split)
+        dataset = library('datasets', 'data', 'from_hub_dataset').load_dataset(
+            os.fspath(dataset), split=split
+        )
     if not hasattr(dataset, '__len__'):
         raise BvtamError('a streamed data set has no length: load it without streaming=True')
     columns = [name for name in (video_column, label_column) if name is not None]
@@ -68,7 +70,7 @@ def from_hub_dataset(
     if hasattr(dataset, 'with_format'):
         dataset = dataset.with_format(None)  # one for training would make tensors of labels
     if getattr(dataset.features[video_column], 'decode', False):
-        undecoded = _library('datasets').Video(decode=False)
+        undecoded = library('datasets', 'data', 'from_hub_dataset').Video(decode=False)
         dataset = dataset.cast_column(video_column, undecoded)
     return _HubVideos(dataset, clip, video_column, label_column, urls, **options)
 
@@ -143,8 +145,9 @@ def webdataset_clips(
         BvtamError: the library is missing, or there is no shard.
     """
     check_channels('clip', clip)
-    library = _library('webdataset')
-    urls = library.SimpleShardList(urls).urls if urls else []
+    urls = (
+        library('webdataset', 'data', 'webdataset_clips').SimpleShardList(urls).urls if urls else []
+    )
     if not urls:
         raise BvtamError('urls names no shard')
     names = {name: i for i, name in enumerate(labels or [])}
@@ -171,14 +174,15 @@ class _ShardClips(IterableDataset):
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        library, epoch = _library('webdataset'), int(self._epoch)
+        webdataset = library('webdataset', 'data', 'webdataset_clips')
+        epoch = int(self._epoch)
         urls, rng = list(self.urls), random.Random(f'{self.seed},{epoch}')
         if self.read.train is not None:
             rng.shuffle(urls)
-        urls = library.split_by_worker(library.split_by_node(iter(urls)))
-        contents = self._contents(library, urls)
+        urls = webdataset.split_by_worker(webdataset.split_by_node(iter(urls)))
+        contents = self._contents(webdataset, urls)
         if self.shuffle:
-            contents = library.shuffle(self.shuffle, rng=rng)(contents)
+            contents = webdataset.shuffle(self.shuffle, rng=rng)(contents)
         failed: list[tuple[str, str]] = []
         for content in contents:
             for file in _videos(content):
@@ -199,10 +203,10 @@ class _ShardClips(IterableDataset):
             yield missing(record) | {'index': index, 'failed': failed}
 
     @staticmethod
-    def _contents(library: ModuleType, urls: Iterator[str]) -> Iterator[dict[str, Any]]:
+    def _contents(webdataset: ModuleType, urls: Iterator[str]) -> Iterator[dict[str, Any]]:
         for url in urls:
             try:
-                yield from library.tariterators.group_by_keys(_files(library.gopen(url), url))
+                yield from webdataset.tariterators.group_by_keys(_files(webdataset.gopen(url), url))
             except (OSError, EOFError, ValueError, tarfile.TarError) as error:
                 # The library puts its own objects behind the message.
                 reason = getattr(error, 'strerror', None) or next(iter(error.args), 'it ends early')
@@ -283,10 +287,3 @@ def _index(content: dict[str, Any], file: str) -> int:
     key = key if file in ('', plain) else f'{key}.{file}'
     digest = blake2b(f'{shard}/{key}'.encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise BvtamError(f'{name} is needed here: pip install {name} ({error})') from None

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..errors import BvtamError, nearest
 from ..factory import create_model, list_models
 from ..files import atomic_file, write_file
+from ..optional import library
 from ..weights.table import entries
 from .flops import count, count_any
 from .optimize import optimize
@@ -314,11 +315,9 @@ def save_plot(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     Raises:
         BvtamError: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BvtamError("plots need matplotlib: pip install 'bvtam[plot]'") from None
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    figure = library('matplotlib.figure', 'plot', 'bench.png').Figure(
+        figsize=(7, 4.5), layout='constrained'
+    )
     axes = figure.subplots()
     batch = result['rows'][0]['batch']
     for row in result['rows']:

@@ -34,7 +34,8 @@ from ..data.video.open import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
 from ..models.blvnet import BLVNet
-from .runtimes import AXES, KEY, SUFFIXES, apart, library
+from ..optional import library
+from .runtimes import AXES, KEY, SUFFIXES, apart
 
 _EXAMPLE = (2, 20, 96, 128)  # batch, frames, height, width; sizes above 1, or they count as fixed
 
@@ -169,8 +170,7 @@ def _write_archive(program: Any, path: Path, config: str, calibration: None) -> 
 
 
 def _onnx_model(program: Any, config: str, calibration: Iterable[Tensor] | None) -> Any:
-    onnx = library('onnx')
-    library('onnxscript')
+    onnx, _ = (library(name, 'export', 'export') for name in ('onnx', 'onnxscript'))
     exported = torch.onnx.export(
         program, dynamo=True, input_names=['clip'], output_names=['logits'], verbose=False
     )
@@ -209,7 +209,7 @@ def _write_onnx(
 def _write_openvino(
     program: Any, path: Path, config: str, calibration: Iterable[Tensor] | None
 ) -> None:
-    openvino = library('openvino')
+    openvino = library('openvino', 'export', 'export')
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / 'net.onnx'
         _write_onnx(program, source, config, None)
@@ -226,7 +226,7 @@ def _write_openvino(
 
 
 def _quantized(model: Any, clips: Iterable[Tensor], as_input: Callable[[Any], Any]) -> Any:
-    nncf = library('nncf')
+    nncf = library('nncf', 'export', 'calibration')
     arrays = [clip.float().numpy() for clip in clips]
     if not arrays:
         raise BvtamError('no clips to calibrate with: give some real ones')

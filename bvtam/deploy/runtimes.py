@@ -10,10 +10,8 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from ..clip import ClipConfig
 from ..errors import BvtamError
 from ..files import open_regular, read_regular
+from ..optional import library
 
 SUFFIXES = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'torch.export'}
 RUNTIMES = ('onnx', 'openvino')
@@ -139,15 +138,6 @@ def apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return pool.submit(function, *args, **kwargs).result()
 
 
-def library(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise BvtamError(
-            f"{name.partition('.')[0]} is not installed ({error}): pip install 'bvtam[export]'"
-        ) from None
-
-
 def check_config(text: str) -> dict[str, Any]:
     """Metadata of an exported file, with `clip` as a ClipConfig or None.
 
@@ -223,7 +213,7 @@ def _messages(message: Any) -> Iterator[Any]:
 
 
 def _load_onnx(path: Path, threads: int) -> Graph:
-    onnx, runtime = library('onnx'), library('onnxruntime')
+    onnx, runtime = (library(name, 'export', path.name) for name in ('onnx', 'onnxruntime'))
     data = read_regular(path)
     model = onnx.load_model_from_string(data)
     for message in _messages(model):
@@ -252,7 +242,7 @@ def _load_onnx(path: Path, threads: int) -> Graph:
 
 
 def _load_openvino(path: Path, threads: int) -> Graph:
-    openvino = library('openvino')
+    openvino = library('openvino', 'export', path.name)
     for file in (path, path.with_suffix('.bin')):
         if not file.exists():
             raise BvtamError(f'{file} is missing: it lies beside {path.name} as export wrote it')

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import BvtamError
 from ..inference.ranks import rank_and_world_size
+from ..optional import library
 
 _GRACE = 30  # seconds from SIGTERM to the end of a decoding process that is not ended before
 
@@ -35,12 +36,9 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        try:
-            from accelerate import PartialState
-            from accelerate.utils import parse_flag_from_env
-        except ImportError:
-            raise BvtamError("training needs accelerate: pip install 'bvtam[train]'") from None
-        self.device = PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU')).device
+        accelerate = library('accelerate', 'train', 'training')
+        on_cpu = library('accelerate.utils', 'train', 'training').parse_flag_from_env
+        self.device = accelerate.PartialState(cpu=on_cpu('ACCELERATE_USE_CPU')).device
         self.rank, self.world_size = rank_and_world_size()
         self.is_main = self.rank == 0
 

@@ -11,8 +11,8 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from ..errors import BvtamError
 from ..files import write_file
+from ..optional import library
 
 _MOST_CONFUSED = 10  # pairs of classes in the report
 _MOST_TICKS = 40  # classes whose names can be read beside a picture
@@ -126,8 +126,4 @@ def _picture(matrix: Tensor, labels: Sequence[str]) -> bytes:
 
 def figure() -> Any:
     """matplotlib's class, or a `BvtamError` that says how to get it."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BvtamError("out needs matplotlib: pip install 'bvtam[train]'") from None
-    return Figure
+    return library('matplotlib.figure', 'train', 'out').Figure

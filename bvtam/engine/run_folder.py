@@ -15,6 +15,7 @@ import filelock
 
 from ..errors import BvtamError
 from ..files import append_own, read_text, recover, refuse_links, write_file
+from ..optional import library
 from .recipe import Recipe, read_yaml
 
 log = logging.getLogger('bvtam')
@@ -184,14 +185,14 @@ def _flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def save_curves(out: Path) -> None:
     """`curves.png` from metrics.jsonl: losses, accuracy and learning rate over the steps."""
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        log.warning("curves.png is left out: pip install 'bvtam[train]' brings matplotlib")
+        figures = library('matplotlib.figure', 'train', 'curves.png')
+    except BvtamError as error:
+        log.warning('%s; it is left out', error)
         return
     rows = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
     train = [row for row in rows if 'loss' in row]
     val = [row for row in rows if 'val_loss' in row]
-    figure = Figure(figsize=(11, 3.2), layout='constrained')
+    figure = figures.Figure(figsize=(11, 3.2), layout='constrained')
     loss, accuracy, rate = figure.subplots(1, 3)
     loss.plot([r['step'] for r in train], [r['loss'] for r in train], label='training')
     loss.set(title='loss', xlabel='step')

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..data.video.open import open_video
 from ..errors import BvtamError
+from ..optional import library
 from .evidence import evidence, save_evidence
 from .predict import Classifier, model_name, predict
 from .render import save_timeline
@@ -43,10 +44,7 @@ def build(model: nn.Module) -> Blocks:
     Raises:
         BvtamError: no gradio, or as from `predict`.
     """
-    try:
-        import gradio
-    except ImportError:
-        raise BvtamError("the demo needs gradio: pip install 'bvtam[demo]'") from None
+    gradio = library('gradio', 'demo', 'the demo')
     Classifier(model)  # refuses what it cannot use before a page opens
 
     def answer(path: str | None) -> tuple[Any, ...]:

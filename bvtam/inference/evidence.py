@@ -16,6 +16,7 @@ from ..data.transforms import normalize, read_crops
 from ..data.video.open import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
+from ..optional import library
 from .eval_mode import evaluating
 from .predict import Classifier, video_name
 
@@ -88,10 +89,7 @@ def save_evidence(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix.lower() != '.png':
         raise BvtamError(f'{path}: the name of a picture of the evidence must end in .png')
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BvtamError("a picture needs matplotlib: pip install 'bvtam[plot]'") from None
+    figures = library('matplotlib.figure', 'plot', 'a picture')
     pictures, maps, top = result['pictures'], result['maps'], result['top']
     steps = len(maps)
     each = len(pictures) // steps  # frames of a step: the two of a pair, or one
@@ -100,7 +98,7 @@ def save_evidence(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     size = pictures.shape[-1]
     overlays = F.interpolate(maps[:, None], (size, size), mode='bilinear')[:, 0]
 
-    figure = Figure(figsize=(11, 4.6), layout='constrained')
+    figure = figures.Figure(figsize=(11, 4.6), layout='constrained')
     strip, below = figure.subfigures(2, 1, height_ratios=(1, 1.5))
     for axes, step in zip(strip.subplots(1, len(shown)), shown, strict=True):
         axes.imshow(pictures[step * each].permute(1, 2, 0).numpy(), cmap='gray', vmin=0, vmax=255)

@@ -27,6 +27,7 @@ from ..data.video.open import open_video
 from ..data.video.reader import Reader, VideoError
 from ..errors import BvtamError, one_line
 from ..files import atomic_file
+from ..optional import library
 
 SUFFIXES = ('.mp4', '.gif')
 _MAX_LINES = 8  # labels in the timeline; as many colours can be told apart
@@ -53,11 +54,8 @@ def save_timeline(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix.lower() != '.png':
         raise BvtamError(f'{path}: the name of a timeline must end in .png')
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise BvtamError("a timeline needs matplotlib: pip install 'bvtam[plot]'") from None
+    figures = library('matplotlib.figure', 'plot', 'a timeline')
+    patches = library('matplotlib.patches', 'plot', 'a timeline')
     if not result.get('windows'):
         raise BvtamError('a timeline needs the windows of a video (every)')
     found = result['windows']
@@ -72,7 +70,7 @@ def save_timeline(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     ranked = sorted(scores, key=lambda k: (-wins[k], -sum(scores[k].values()), k))
     colors = {index: f'C{i}' for i, index in enumerate(ranked[:_MAX_LINES])}
 
-    figure = Figure(figsize=(11, 4.5), layout='constrained')
+    figure = figures.Figure(figsize=(11, 4.5), layout='constrained')
     lines, band = figure.subplots(2, sharex=True, height_ratios=(8, 1))
     for index, color in colors.items():
         values = [scores[index].get(i, float('nan')) for i in range(len(found))]
@@ -92,7 +90,7 @@ def save_timeline(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     if not colors.keys() >= wins.keys():
         shown.append(('lightgrey', 'others'))
     legend = figure.legend(
-        [Patch(color=color) for color, _ in shown],
+        [patches.Patch(color=color) for color, _ in shown],
         [' '] * len(shown),  # a label that begins with _ would be left out
         loc='outside right upper',
         fontsize='small',

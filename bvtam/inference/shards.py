@@ -28,7 +28,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import safetensors.torch
@@ -38,8 +37,10 @@ from torch import Tensor
 
 from ..errors import BvtamError
 from ..files import open_regular, read_text
+from ..optional import library
 
 _LARGEST = 100_000_000  # videos of an extraction
+_PARQUET = 'parquet', "format='parquet'"  # the extra, and what needs it
 FORMATS = ('safetensors', 'parquet')
 SETTINGS, ERRORS = 'extract.json', 'errors.csv'
 _TEMPORARY = '.tmp'
@@ -74,7 +75,7 @@ class ShardFolder:
         self.settings = json.loads(json.dumps(settings, default=str))
         self._known: dict[Path, dict[str, Any]] = {}
         if settings['format'] == 'parquet':
-            _pyarrow()
+            library('pyarrow.parquet', *_PARQUET)
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(f'.*{_TEMPORARY}'):
             path.unlink(missing_ok=True)  # of a killed process; a live one writes again
@@ -238,14 +239,14 @@ def _to_safetensors(tensors: dict[str, Tensor], _videos: list[str], text: str) -
 
 
 def _to_parquet(tensors: dict[str, Tensor], videos: list[str], text: str) -> bytes:
-    pa = _pyarrow()
+    pa, parquet = library('pyarrow', *_PARQUET), library('pyarrow.parquet', *_PARQUET)
     names = [name.encode(errors='replace').decode() for name in videos]
     columns = {'video': pa.array([names[i] for i in tensors['video'].tolist()], pa.string())}
     for key in ('features', 'frames', 'times'):
         values = pa.array(tensors[key].flatten().numpy())
         columns[key] = pa.FixedSizeListArray.from_arrays(values, tensors[key].shape[1])
     table = pa.table(columns).replace_schema_metadata({'shard': text})
-    pa.parquet.write_table(table, buffer := io.BytesIO())
+    parquet.write_table(table, buffer := io.BytesIO())
     return buffer.getvalue()
 
 
@@ -254,7 +255,9 @@ def _head(path: Path) -> dict[str, Any]:
     try:
         open_regular(path).close()
         if path.suffix == '.parquet':
-            head = json.loads(_pyarrow().parquet.read_metadata(path).metadata[b'shard'])
+            head = json.loads(
+                library('pyarrow.parquet', *_PARQUET).read_metadata(path).metadata[b'shard']
+            )
         else:
             with safe_open(path, 'pt') as file:
                 head = json.loads(file.metadata()['shard'])
@@ -278,7 +281,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix != '.parquet':
             return safetensors.torch.load_file(path)
         columns = ['features', 'frames', 'times']
-        table = _pyarrow().parquet.read_table(path, columns=columns)
+        table = library('pyarrow.parquet', *_PARQUET).read_table(path, columns=columns)
         return {
             key: torch.tensor(table[key].combine_chunks().flatten().to_numpy()).view(
                 len(table), table.schema.field(key).type.list_size
@@ -295,14 +298,3 @@ _DAMAGE += (RuntimeError,)  # of which RecursionError is one
 
 def _damaged(path: Path, error: Exception) -> BvtamError:
     return BvtamError(f'{path} is damaged ({error}): delete it and run the same extraction again')
-
-
-def _pyarrow() -> ModuleType:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise BvtamError(
-            "format='parquet' needs pyarrow: pip install 'bvtam[parquet]', or use safetensors"
-        ) from None
-    return pyarrow

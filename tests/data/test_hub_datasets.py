@@ -268,5 +268,5 @@ def test_shards_that_cannot_be_read(shards, tmp_path):
 )
 def test_a_missing_library_is_named(monkeypatch, name, call):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BvtamError, match=f'pip install {name}'):
+    with pytest.raises(BvtamError, match=rf"needs {name}: pip install 'bvtam\[data\]'"):
         call()

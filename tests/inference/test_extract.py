@@ -699,7 +699,7 @@ def test_wrong_options_and_nets_are_one_line(corpus, tmp_path):
 
 
 def test_parquet_without_pyarrow_names_the_extra(corpus, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
     with pytest.raises(BvtamError, match=r"needs pyarrow: pip install 'bvtam\[parquet\]'"):
         extract(Small(), corpus, tmp_path / 'out', format='parquet')
     assert not (tmp_path / 'out').exists()

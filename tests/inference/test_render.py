@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import os
+import sys
 from fractions import Fraction
 from itertools import pairwise
 
@@ -295,14 +295,7 @@ def test_what_a_timeline_lacks_says_so(tmp_path, monkeypatch):
     with pytest.raises(BvtamError, match='cannot be written: File exists'):
         save_timeline(result, tmp_path / 'a_file' / 'time.png')
 
-    real = builtins.__import__
-
-    def without_matplotlib(name, *args, **kwargs):
-        if name.startswith('matplotlib'):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, '__import__', without_matplotlib)
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     with pytest.raises(BvtamError, match=r"pip install 'bvtam\[plot\]'"):
         save_timeline(result, tmp_path / 'time.png')
     assert not list(tmp_path.glob('*.png'))
