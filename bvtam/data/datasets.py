@@ -1,4 +1,4 @@
-"""Clips of the videos of a data set, for a `DataLoader`."""
+"""Data sets for a `DataLoader`: from records to random clips or test views."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples like those of `VideoDataset` from two other libraries: `datasets` and `webdataset`."""
+"""Data sets of other libraries, `datasets` and `webdataset`, with the samples of `VideoDataset`."""
 
 from __future__ import annotations
 

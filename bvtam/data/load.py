@@ -1,4 +1,4 @@
-"""The videos of a data set and their labels, from class folders or from a list."""
+"""A data set as records: class folders or a list, and which of its videos are of which split."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..errors import BvtamError, nearest
-from .lists import SPLITS, read_labels, read_list, split_name
+from .labels import read_labels
+from .list_formats import SPLITS, split_name
+from .lists import read_list
 from .records import VIDEO_SUFFIXES, Record, find_videos, unreadable, walk
 from .video.folders import check_frames
 from .video.images import IMAGE_SUFFIXES
@@ -30,6 +33,8 @@ def load_records(
     urls: bool = False,
     frames: str = '',
     fps: float | None = None,
+    *,
+    images: bool = False,
 ) -> tuple[list[Record], list[str] | None]:
     """The videos of one part of a data set.
 
@@ -39,20 +44,12 @@ def load_records(
     folder `train/LABEL/...`, `val/LABEL/...`  class folders with parts (`test/`, with labels or not)
     folder `LABEL/...`                         class folders; `val_share` of each class is 'val'
     folder of videos, or one video             without labels, for `split=''`
-    CSV, header with `video`                   `label`, `start,end`, `first,last`, `fps`, `split`, or not
-    (or `path`, `filename`, `file`, ...)       (or `class`, `label_name`, `class_name`, ...)
-    CSV, header with `youtube_id`              Kinetics: `label,youtube_id,time_start,time_end,split`
-    CSV without header                         `video,label`, more columns ignored (Moments in Time)
-    lines `folder first last label`            the authors' lists; also with `;`
-    lines `folder num_frames label`            TSN's lists; also with `;`
-    lines `video label`, `video`               also with `;` (Something-Something V1: `id;label`)
-    JSON list of `{id, template}`              Something-Something V2
+    list or annotations                        any of `list_formats.FORMATS`
     =========================================  =====================================================
 
-    A label of a list is a name or a number from 0. Videos of Kinetics and Something-Something are
-    found by their id, with any ending; those of Kinetics, cut to length and named `ID_000010_000020`
-    or `ID`, also in folders named by label, part or both. Since many of Kinetics have vanished, those
-    that are not there are counted in a warning; in other lists a missing video is an error.
+    A label of a list is a name or a number from 0. Where a list names a video by an id, it is found with
+    any ending. Since many videos of Kinetics have vanished, those that are not there are counted in a
+    warning; in other lists a missing video is an error.
 
     Args:
         data: folder, list or annotations.
@@ -71,6 +68,7 @@ def load_records(
         frames: how the frames of its folders are named, as of `open_video`.
         fps: frames a second of its folders, 25 where it is left out; other videos have times of
             their own.
+        images: whether it is a data set of images, not of videos.
 
     Returns:
         Records, those of folders sorted by label and path, those of lists in their order; and the
@@ -81,36 +79,6 @@ def load_records(
             malformed, with a label that is unknown or a video that is missing; no video in the part.
         FileNotFoundError: there is no `data`.
     """
-    return _load(data, split, root, labels, val_share, seed, urls, False, frames, fps)
-
-
-def load_images(
-    data: str | os.PathLike[str],
-    split: str = '',
-    root: str | os.PathLike[str] | None = None,
-    labels: Sequence[str] | str | os.PathLike[str] | None = None,
-    val_share: float = 0.2,
-    seed: int = 0,
-    urls: bool = False,
-    frames: str = '',
-    fps: float | None = None,
-) -> tuple[list[Record], list[str] | None]:
-    """`load_records` for images: class folders hold image files, and so do lists `video label`."""
-    return _load(data, split, root, labels, val_share, seed, urls, True, frames, fps)
-
-
-def _load(
-    data: str | os.PathLike[str],
-    split: str,
-    root: str | os.PathLike[str] | None,
-    labels: Sequence[str] | str | os.PathLike[str] | None,
-    val_share: float,
-    seed: int,
-    urls: bool,
-    images: bool,
-    frames: str,
-    fps: float | None,
-) -> tuple[list[Record], list[str] | None]:
     if split not in ('', *SPLITS):
         raise BvtamError(f'split must be one of {", ".join(SPLITS)} or empty, not {split!r}')
     if not 0 <= val_share <= 1:
@@ -133,6 +101,13 @@ def _load(
     if not records:
         raise BvtamError(f'{data} is empty')
     return records, names
+
+
+def load_images(
+    data: str | os.PathLike[str], split: str = '', **options: Any
+) -> tuple[list[Record], list[str] | None]:
+    """`load_records` for images: class folders hold image files, and so do lists `video label`."""
+    return load_records(data, split, images=True, **options)
 
 
 def load_parts(

@@ -1,4 +1,4 @@
-"""Videos on disk, and what a data set says about each."""
+"""`Record`: one video of a data set, what is known about it, and how it is found and opened."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from filelock import FileLock, Timeout
 from ...errors import BvtamError, MachineError
 from ...files import read_text, refuse_links
 from ..failures import VIDEO_ERRORS, Failures, check_policy
-from ..lists import LABELS
+from ..labels import LABELS
 from ..load import load_parts, load_records
 from ..records import Record, open_record, walk
 from ..video.addresses import is_url

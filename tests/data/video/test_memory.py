@@ -29,7 +29,7 @@ from bvtam.clip import ClipConfig
 from bvtam.data import datasets, failures
 from bvtam.data.datasets import Record, SampleError, VideoDataset, collate
 from bvtam.data.failures import Failures, machine_error, starting_processes
-from bvtam.data.lists import read_labels
+from bvtam.data.labels import read_labels
 from bvtam.data.load import load_records
 from bvtam.data.prepare import prepare as prepare_module
 from bvtam.data.transforms import TrainTransform, read_crops, to_crops
