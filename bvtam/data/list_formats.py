@@ -109,10 +109,9 @@ class ListFile:
 
     @cached_property
     def _header(self) -> tuple[list[str], str]:
-        line = self.lines[0][1]
         for sep in (',', ';', '\t'):
-            cells = [cell.strip(' "').lower() for cell in line.split(sep)]
-            known = 'youtube_id' in cells or any(cell in _COLUMNS['video'] for cell in cells)
+            cells = [cell.strip(' "').lower() for cell in self.lines[0][1].split(sep)]
+            known = {'youtube_id', *_COLUMNS['video']}.intersection(cells)
             if known and (len(cells) > 1 or cells == ['video']):
                 for name, others in _COLUMNS.items():
                     found = next((other for other in others if other in cells), name)

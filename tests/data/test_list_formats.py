@@ -17,9 +17,7 @@ def segments(monkeypatch, tmp_path):
     """A list of a format of our own, {video: [[start, end, label], ...]}, for `segments`."""
     monkeypatch.setattr(list_formats, 'FORMATS', [*FORMATS])
 
-    @list_format(
-        'segments', 'JSON', lambda file: isinstance(file.json, dict) and 'clips' in file.json
-    )
+    @list_format('segments', '`{clips: ...}`', lambda file: 'clips' in file.json, json=True)
     def rows(file):
         for video, parts in file.json['clips'].items():
             for start, end, label in parts:
