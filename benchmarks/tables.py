@@ -1,28 +1,49 @@
-"""Writes the generated parts of README.md: the model tables, and the results of three benchmarks.
+"""Writes the generated parts of README.md and docs/: tables, results, and the reference.
 
 python benchmarks/models.py --json > benchmarks/results/models.json
 bvtam bench 'bvtam_*_8x2' tsm_resnet50_f8 --out benchmarks/results
 python benchmarks/claims.py
-python benchmarks/tables.py
+python benchmarks/tables.py            # all, and the cards in zoo/; counts all costs anew
+python benchmarks/tables.py cli recipes settings    # these parts alone, in seconds
 """
 
+import ast
 import json
+import sys
 from functools import cache
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import claims
+import typer
 
 import bvtam
+from bvtam.cli import app
 from bvtam.deploy import bench
 from bvtam.deploy.flops import flops
+from bvtam.engine.recipe import RECIPES, list_recipes, settings
 from bvtam.hub.cards import published_model, write_folder
 from bvtam.weights.table import entries
 
 ROOT = Path(__file__).parents[1]
+ORDER = (
+    'errors files clip optional data layers weights models hub factory inference deploy engine cli'
+)
+ORDER = ORDER.split()  # of imports: a package uses only those before it
+FEATURED = (
+    'bvtam_r50_8x2.motion',
+    'bvtam_tiny_8x2.motion',
+    'bvtam_r50_8x2.ssv2_ibm',
+    'bvtam_r101_32x2.ssv2_ibm',
+    'blresnet50.in1k_ibm',
+    'tam_resnet50_f32.k400_ibm',
+    'tsm_resnet50_f8.k400_mit',
+    'tsn_resnet50_f8.k400_mit',
+)
 
 
 def model_row(name):
-    """One line of the model table, each network at its own frames and crop."""
+    """One line of the model table, each model at its own frames and crop."""
     cost = flops(name)
     return (
         f'| `{name}` | {cost["num_frames"]} | {cost["size"]} | {cost["num_classes"]} '
@@ -66,22 +87,148 @@ def claims_table():
     return claims.table(claims.load())
 
 
-def weights_table():
+def weights_table(names=None, zoo='../zoo'):
     """The published weights, from the same table as their cards."""
     lines = [
         '| weights | dataset | top-1 (%) | views | GMACs | params (M) | comes by |',
         '|---|---|---|---|---|---|---|',
     ]
-    for entry in entries().values():
+    for entry in map(entries().get, names or entries()):
         metric = entry.metrics[0]
         source = f'[download]({entry.url})' if entry.url else f'[web page]({entry.page})'
         source = 'in the package' if entry.ships else source
         lines.append(
-            f'| [`{entry.name}`](zoo/{entry.name}) | {entry.dataset} | {metric["top1"]} '
-            f'| {metric["views"]} | {entry.costs["conv_macs"] / 1e9:.1f} '
+            f'| [`{entry.name}`]({zoo}/{entry.name}/README.md) | {entry.dataset} '
+            f'| {metric["top1"]} | {metric["views"]} | {entry.costs["conv_macs"] / 1e9:.1f} '
             f'| {entry.costs["params"] / 1e6:.1f} | {source} |'
         )
     return '\n'.join(lines)
+
+
+def featured_table():
+    return weights_table(FEATURED, 'zoo')
+
+
+def commands():
+    """Name, typer's command and the function behind it, of every command."""
+    group = typer.main.get_command(app)
+    functions = {
+        info.name or info.callback.__name__.replace('_', '-'): info.callback
+        for info in app.registered_commands
+    }
+    return [(name, group.commands[name], functions[name]) for name in group.commands]
+
+
+def cell(text):
+    return str(text).replace('|', '\\|').replace('\n', ' ')
+
+
+def cli_reference():
+    """Every command with its arguments and options."""
+    parts = []
+    for name, command, function in commands():
+        hints = get_type_hints(function)
+        arguments = [p for p in command.params if not p.opts[0].startswith('-')]
+        usage = ' '.join(argument_name(p) for p in arguments)
+        parts += [f'## {name}', '', f'`bvtam {name} [OPTIONS] {usage}`'.replace(' `', '`'), '']
+        parts += [' '.join(text.split()) + '\n' for text in command.help.split('\n\n')]
+        parts += ['| argument or option | default | |', '|---|---|---|']
+        for param in command.params:
+            if param.name != 'help':
+                parts.append(option_row(param, hints.get(param.name)))
+        parts.append('')
+    return '\n'.join(parts).rstrip()
+
+
+def argument_name(param):
+    name = param.metavar or param.name.upper()
+    return name if param.required else f'[{name}]'
+
+
+def option_row(param, kind):
+    if get_origin(kind) is Literal:
+        values = '`' + '`, `'.join(get_args(kind)) + '`'
+    else:
+        values = f'`{param.metavar}`' if param.metavar else ''
+    is_option = param.opts[0].startswith('-')
+    names = [*param.opts, *param.secondary_opts] if is_option else [argument_name(param)]
+    default = '' if param.default in (None, False, '', ()) else f'`{param.default}`'
+    if param.required:
+        default = 'required'
+    text = ' '.join((param.help or '').split())
+    if is_option and values:
+        text = f'{text} ({values})'
+    return f'| `{"`, `".join(names)}` | {cell(default)} | {cell(text)} |'
+
+
+def recipe_list():
+    """The recipes that ship, each with the comment at its head."""
+    parts = []
+    for name in list_recipes():
+        lines = (RECIPES / f'{name}.yaml').read_text().splitlines()
+        comment = []
+        for line in lines:
+            if not line.startswith('#'):
+                break
+            comment.append(line.removeprefix('#').removeprefix(' '))
+        rest = '\n'.join(comment[1:]).strip()
+        parts += [f'### {name}', '', comment[0], '', '```text', rest, '```', '']
+    return '\n'.join(parts).rstrip()
+
+
+def settings_table():
+    """Every setting of a recipe, from its dataclasses."""
+    lines = ['| setting | default | |', '|---|---|---|']
+    for name, default, text in settings():
+        value = json.dumps(default) if default != '' else "''"
+        lines.append(f'| `{name}` | `{value}` | {cell(text)} |')
+    return '\n'.join(lines)
+
+
+def api_reference():
+    """The public names, each by its docstring (mkdocstrings reads it)."""
+    parts = []
+    for name in bvtam.__all__:
+        found = getattr(bvtam, name)
+        parts += [f'::: {found.__module__}.{found.__qualname__}', '']
+    return '\n'.join(parts).rstrip()
+
+
+def first_sentence(path):
+    """Of the docstring of a module."""
+    text = ' '.join((ast.get_docstring(ast.parse(path.read_text())) or '').split())
+    end = text.find('. ')
+    return text if end < 0 else text[: end + 1]
+
+
+def layout(depth):
+    """The package as a tree of `depth` levels, a line each from its docstring."""
+    lines = []
+
+    def walk(folder, level):
+        modules = sorted(p for p in folder.glob('*.py') if not p.name.startswith('__'))
+        packages = sorted(p.parent for p in folder.glob('*/__init__.py'))
+        paths = [*modules, *packages]
+        if not level:
+            paths.sort(key=lambda path: ORDER.index(path.stem))
+        for path in paths:
+            is_package = path.is_dir()
+            text = first_sentence(path / '__init__.py' if is_package else path)
+            name = '  ' * level + path.name + ('/' if is_package else '')
+            lines.append(f'{name:<28}{text}'.rstrip())
+            if is_package and level + 1 < depth:
+                walk(path, level + 1)
+
+    walk(ROOT / 'bvtam', 0)
+    return '```text\n' + '\n'.join(lines) + '\n```'
+
+
+def packages():
+    return layout(1)
+
+
+def modules():
+    return layout(3)
 
 
 def recount():
@@ -99,34 +246,60 @@ def recount():
 
 
 PARTS = {
-    'weights': weights_table,
-    'models': model_table,
-    'benchmark': benchmark_table,
-    'peers': peers_table,
-    'claims': claims_table,
+    'README.md': {'featured': featured_table, 'packages': packages},
+    'docs/models.md': {'weights': weights_table, 'models': model_table},
+    'docs/results.md': {
+        'benchmark': benchmark_table,
+        'peers': peers_table,
+        'claims': claims_table,
+    },
+    'docs/reference/cli.md': {'cli': cli_reference},
+    'docs/reference/recipes.md': {'recipes': recipe_list, 'settings': settings_table},
+    'docs/reference/api.md': {'api': api_reference},
+    'docs/develop/architecture.md': {'modules': modules},
 }
 
 
+def markers(part):
+    return f'<!-- {part}, written by benchmarks/tables.py -->', f'<!-- end of {part} -->'
+
+
+def written(text, part):
+    """What stands between the two comments that mark `part`.
+
+    Raises:
+        ValueError: they are not there.
+    """
+    start, end = markers(part)
+    _, _, rest = text.partition(start)
+    content, found, _ = rest.partition(end)
+    if not found:
+        raise ValueError(f'{start} ... {end} are not there')
+    return content.strip('\n')
+
+
 def replace(text, part, content):
-    """`text` with `content` between the two comments that mark `part`."""
-    start, end = f'<!-- {part}, written by benchmarks/tables.py -->', f'<!-- end of {part} -->'
+    start, end = markers(part)
+    written(text, part)
     before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    if not after:
-        raise SystemExit(f'README.md lacks {start} ... {end}')
-    return f'{before}{start}\n{content}\n{end}{after}'
+    return f'{before}{start}\n{content}\n{end}{rest.partition(end)[2]}'
 
 
-def main():
-    recount()
-    for entry in entries().values():
-        write_folder(entry, ROOT / 'zoo' / entry.name)
-    readme = ROOT / 'README.md'
-    text = readme.read_text()
-    for part, write in PARTS.items():
-        text = replace(text, part, write())
-    readme.write_text(text)
+def main(chosen):
+    known = [part for parts in PARTS.values() for part in parts]
+    if unknown := sorted({*chosen} - {*known}):
+        raise SystemExit(f'no part {", ".join(unknown)}: there are {", ".join(known)}')
+    if not chosen:
+        recount()
+        for entry in entries().values():
+            write_folder(entry, ROOT / 'zoo' / entry.name)
+    for page, parts in PARTS.items():
+        text = (ROOT / page).read_text()
+        for part, write in parts.items():
+            if not chosen or part in chosen:
+                text = replace(text, part, write())
+        (ROOT / page).write_text(text)
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1:])
