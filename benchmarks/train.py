@@ -23,7 +23,7 @@ from measure import interleaved
 from torch.utils.data import Dataset
 
 from bvtam.data.datasets import Record, VideoDataset, collate
-from bvtam.data.prepare.prepare import prepare
+from bvtam.data.prepare.run import prepare
 from bvtam.data.transforms import TrainTransform, normalize
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.setup import build_model, build_optimizer

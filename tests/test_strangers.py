@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import bvtam
 from bvtam.data.motion.clips import MotionClips
 from bvtam.data.motion.files import write_videos
-from bvtam.data.prepare.prepare import prepare
+from bvtam.data.prepare.run import prepare
 from bvtam.engine.recipe import Recipe, read_yaml
 from bvtam.errors import BvtamError, shown
 from bvtam.files import replaced

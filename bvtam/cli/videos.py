@@ -461,7 +461,7 @@ def prepare(
             result = write_data_set(out, count, family, side, progress=show)
         print_facts(result, as_json)
         return
-    from ..data.prepare.prepare import prepare as run
+    from ..data.prepare.run import prepare as run
 
     with bar('videos') as show:
         result = run(

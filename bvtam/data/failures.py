@@ -96,7 +96,7 @@ def shared_memory() -> str:
 
 
 # For a fork server; each process would take seconds to import it.
-PRELOAD = ['bvtam.data.prepare.prepare', 'bvtam.engine.distributed']
+PRELOAD = ['bvtam.data.prepare.run', 'bvtam.engine.distributed']
 
 
 @contextmanager

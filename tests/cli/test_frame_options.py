@@ -13,7 +13,7 @@ from support.cli import SAMPLE, run
 import bvtam
 from bvtam.data.datasets import VideoDataset
 from bvtam.data.load import load_records
-from bvtam.data.prepare.prepare import prepare
+from bvtam.data.prepare.run import prepare
 from bvtam.data.records import open_record
 from bvtam.engine.data import load_data
 from bvtam.engine.recipe import Recipe

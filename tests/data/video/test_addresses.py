@@ -16,7 +16,7 @@ from bvtam.cli import app
 from bvtam.clip import ClipConfig
 from bvtam.data.datasets import SampleError
 from bvtam.data.load import load_records
-from bvtam.data.prepare.prepare import prepare
+from bvtam.data.prepare.run import prepare
 from bvtam.data.records import find_videos
 from bvtam.data.video.addresses import check_protocol, whitelist
 from bvtam.data.video.file import VideoFile

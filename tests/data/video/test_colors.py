@@ -17,7 +17,7 @@ import bvtam
 from bvtam.clip import ClipConfig
 from bvtam.data.datasets import VideoDataset
 from bvtam.data.prepare import encode
-from bvtam.data.prepare.prepare import prepare
+from bvtam.data.prepare.run import prepare
 from bvtam.data.records import Record
 from bvtam.data.transforms import TrainTransform
 from bvtam.data.video.file import VideoFile

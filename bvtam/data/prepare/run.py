@@ -1,36 +1,22 @@
 """Videos made small and quick to read before a training, in parallel, and safe to interrupt.
 
-    OUT/prepare.json      every setting that decides what the files hold
-    OUT/<as in SRC>       `name.mp4`, or folders `name/00001.jpg ...`
-    OUT/list.csv          video, label, of frame folders first and last frame and, where it is known,
-                          frames a second, and split, as in SRC
-    OUT/list.txt          of frame folders with labels: `folder first last label`, as the authors';
-                          where SRC names its parts, a list for each, `train.txt`
-    OUT/labels.txt        names of the labels, if they have any, in the order of their numbers
-    OUT/errors.csv        video and reason of those that failed
-
-The lists of one split bear its name, `train.csv`.
-
-A file or folder gets its name when it is complete and on disk, and is the only record that it is
-done. What is being written lies in `OUT/.prepare`, which a run empties when it starts.
+`output.py` tells what the output holds. A file or folder in it gets its name when it is complete and on
+disk, and is the only record that it is done. What is being written lies in `OUT/.prepare`, which a run
+empties when it starts.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import av
 from filelock import FileLock, Timeout
@@ -38,15 +24,23 @@ from filelock import FileLock, Timeout
 from ...errors import BvtamError, MachineError
 from ...files import read_text, refuse_links
 from ..failures import VIDEO_ERRORS, Failures, check_policy
-from ..labels import LABELS
 from ..load import load_parts, load_records
 from ..records import Record, open_record, walk
-from ..video.addresses import is_url
 from .encode import Encoding, encode
+from .output import (
+    SCRATCH,
+    SETTINGS,
+    base_folder,
+    check_place,
+    frame_rate_of,
+    targets_of,
+    write_lists,
+    write_text,
+)
 from .workers import outcomes
 
-SETTINGS, ERRORS = 'prepare.json', 'errors.csv'
-_SCRATCH, _LOCK = '.prepare', 'lock'
+ERRORS = 'errors.csv'
+_LOCK = 'lock'
 
 log = logging.getLogger('bvtam')
 
@@ -139,25 +133,25 @@ def prepare(
         splits = [name for name, of_split in named.items() for _ in of_split]
     parts = [replace(record, label=-1) for record in records]
     sources = {part.source for part in parts}
-    base = _base(src, root, sources)
-    targets = _targets(list(dict.fromkeys(parts)), base, format)
-    _check_place(out, src, sources)
+    base = base_folder(src, root, sources)
+    targets = targets_of(list(dict.fromkeys(parts)), base, format)
+    check_place(out, src, sources)
     of_folders = {'frames': frames or None, 'frame_rate': frame_rate}
     settings = {'source': str(base), **asdict(encoding), **of_folders}
 
     num_frames, failed, done = 0, set(), 0
     folders = {str(folder) for target in targets.values() for folder in target.parents}
-    refuse_links(out, [SETTINGS, _SCRATCH, f'{_SCRATCH}/{_LOCK}', *map(str, targets.values())])
+    refuse_links(out, [SETTINGS, SCRATCH, f'{SCRATCH}/{_LOCK}', *map(str, targets.values())])
     refuse_links(out, sorted(folders - {'.'}))
     try:
-        (out / _SCRATCH).mkdir(parents=True, exist_ok=True)
-        with FileLock(out / _SCRATCH / _LOCK, timeout=0):
+        (out / SCRATCH).mkdir(parents=True, exist_ok=True)
+        with FileLock(out / SCRATCH / _LOCK, timeout=0):
             _begin(out, settings)
             failures = Failures(len(sources), max_failed, out / ERRORS)
             jobs = [(part, out / target) for part, target in targets.items()]
-            todo = [job for job in jobs if not _finished(*job, encoding.fps, out / _SCRATCH)]
+            todo = [job for job in jobs if not _finished(*job, encoding.fps, out / SCRATCH)]
             done = kept = len(jobs) - len(todo)
-            work = partial(_work, encoding=encoding, scratch=out / _SCRATCH, time_limit=time_limit)
+            work = partial(_work, encoding=encoding, scratch=out / SCRATCH, time_limit=time_limit)
             with closing(outcomes(work, todo, workers)) as results:
                 for (part, _), result in results:
                     if isinstance(result, VIDEO_ERRORS) and not isinstance(result, _STOPS):
@@ -173,14 +167,14 @@ def prepare(
                     if progress is not None:
                         progress(done, len(targets))
             made = [
-                (targets[part].as_posix(), record.label, of_split, _rate(part, encoding))
+                (targets[part].as_posix(), record.label, of_split, frame_rate_of(part, encoding))
                 for record, part, of_split in zip(records, parts, splits, strict=True)
                 if part not in failed
             ]
-            listed = _write_lists(out, split or 'list', made, names, format)
+            listed = write_lists(out, split or 'list', made, names, format)
             if not split:
                 _warn_of_others(out, targets.values(), listed)
-            shutil.rmtree(out / _SCRATCH, ignore_errors=True)
+            shutil.rmtree(out / SCRATCH, ignore_errors=True)
     except Timeout:
         raise BvtamError(
             f'another run writes to {out}; wait for it or name another folder'
@@ -198,84 +192,14 @@ def prepare(
     }
 
 
-def _base(src: Path, root: str | os.PathLike[str] | None, sources: Iterable[str]) -> Path:
-    """The folder whose structure is kept: `root`, or else that of the source, if all lies in it."""
-    paths = {Path(os.path.abspath(source)) for source in sources if not is_url(source)}
-    for folder in (root, src if src.is_dir() else src.parent):
-        if folder is not None:
-            folder = Path(os.path.abspath(folder))
-            if all(folder in path.parents for path in paths):
-                return folder
-    return Path(os.path.commonpath([path.parent for path in paths] or [Path.cwd()]))
-
-
-def _targets(parts: Sequence[Record], base: Path, format: str) -> dict[Record, Path]:
-    """Where each part of a source goes, relative to `out`.
-
-    Sources that differ in nothing but the ending of their names keep it: `a.avi.mp4`, `a.mov.mp4`.
-    """
-    ending = '.mp4' if format == 'video' else ''
-    ranges = Counter(part.source for part in parts)
-    short, full = [], []
-    for part in parts:
-        if is_url(part.source):
-            url = urlsplit(part.source)
-            path = Path(*(p for p in (url.netloc + url.path).split('/') if p.strip('.')))
-        else:
-            path = Path(os.path.relpath(part.source, base))
-        name = path.name if os.path.isdir(part.source) else path.stem
-        tail = _tail(part, ranges[part.source]) + ending
-        short.append(path.with_name(name + tail))
-        full.append(path.with_name(path.name + tail))
-    taken = _taken(short)
-    names = [long if taken[name] > 1 else name for name, long in zip(short, full, strict=True)]
-    taken = _taken(names)
-    for part, name in zip(parts, names, strict=True):
-        if taken[name] > 1:
-            raise BvtamError(f'{part.source} would become {name}, as would another; rename it')
-    return dict(zip(parts, names, strict=True))
-
-
-def _taken(names: Sequence[Path]) -> Counter[Path]:
-    folders = {folder for name in names for folder in name.parents}
-    return Counter([*names, *folders])
-
-
-def _tail(part: Record, ranges: int) -> str:
-    """What tells the parts of a source from each other; seconds as in the names of Kinetics."""
-    if part.start is not None or part.end is not None:
-        start, end = part.start or 0.0, part.end
-        stamps = (
-            'end' if s is None else f'{s:06.0f}' if s % 1 == 0 else f'{s:010.3f}'
-            for s in (start, end)
-        )
-        return ''.join(f'_{stamp}' for stamp in stamps)
-    if ranges > 1 or part.first not in (None, 1):
-        return f'_{part.first}_{part.num_frames if part.last is None else part.last}'
-    return ''
-
-
-def _check_place(out: Path, src: Path, sources: Iterable[str]) -> None:
-    source = src.resolve()
-    if source.is_dir() and (out == source or source in out.parents):
-        raise BvtamError(f'{out} lies in the source {src}; name a folder outside of it')
-    folders = {os.path.dirname(os.path.abspath(s)) for s in sources if not is_url(s)}
-    for folder in map(Path, map(os.path.realpath, folders)):
-        if out == folder or out in folder.parents:
-            raise BvtamError(f'{out} holds videos of the source; name another folder')
-    foreign = out.is_dir() and any(path.name != _SCRATCH for path in out.iterdir())
-    if foreign and not (out / SETTINGS).exists():
-        raise BvtamError(f'{out} is not empty and has no {SETTINGS}; name another folder')
-
-
 def _begin(out: Path, settings: dict[str, Any]) -> None:
     """Leaves an empty scratch folder and the settings."""
-    for path in (out / _SCRATCH).iterdir():
+    for path in (out / SCRATCH).iterdir():
         if path.name != _LOCK:
             _remove(path)
     path = out / SETTINGS
     if not path.exists():
-        _write(out, SETTINGS, json.dumps(settings, indent=1) + '\n')
+        write_text(out, SETTINGS, json.dumps(settings, indent=1) + '\n')
         return
     try:
         before = {'colors': 'tagged', **json.loads(read_text(path))}
@@ -287,15 +211,6 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
                 f'{out} was begun with {name} {before.get(name)}, not {value}; keep to that or name '
                 'another folder'
             )
-
-
-def _write(out: Path, name: str, text: str) -> None:
-    new = out / _SCRATCH / name
-    with new.open('w', newline='', encoding='utf-8', errors='surrogateescape') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, out / name)
 
 
 def _remove(path: Path) -> None:
@@ -348,54 +263,6 @@ def _work(job: tuple[Record, Path], encoding: Encoding, scratch: Path, time_limi
     finally:
         _remove(new)
     return frames
-
-
-def _write_lists(
-    out: Path,
-    name: str,
-    made: Sequence[tuple[str, int, str, float | None]],
-    names: Sequence[str] | None,
-    format: str,
-) -> Path:
-    """The lists of `made`, paths in `out` with labels and parts; the path of the CSV file."""
-    frames = format == 'frames'
-    spans = [(1, len(os.listdir(out / path))) if frames else () for path, *_ in made]
-    has_labels = any(label >= 0 for _, label, _, _ in made)
-    has_parts = any(split for _, _, split, _ in made)
-    has_rates = frames and any(rate is not None for *_, rate in made)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    columns = [
-        'video',
-        *['label'] * has_labels,
-        *['first', 'last'] * frames,
-        *['fps'] * has_rates,
-        *['split'] * has_parts,
-    ]
-    writer.writerow(columns)
-    for (path, label, split, rate), span in zip(made, spans, strict=True):
-        fps = '' if rate is None else f'{rate:.10g}'
-        cell = '' if label < 0 else label if names is None else names[label]
-        writer.writerow(
-            [path, *[cell] * has_labels, *span, *[fps] * has_rates, *[split] * has_parts]
-        )
-    _write(out, f'{name}.csv', text.getvalue())
-    if frames and has_labels:
-        apart = ';' if any(' ' in path for path, *_ in made) else ' '
-        lines: dict[str, str] = {}
-        for (path, label, split, _), span in zip(made, spans, strict=True):
-            line = apart.join(map(str, (path, *span, label)))
-            lines[split] = f'{lines.get(split, "")}{line}\n'
-        for split, content in lines.items():
-            _write(out, f'{split or name}.txt', content)
-    if names is not None:
-        _write(out, LABELS, ''.join(f'{label}\n' for label in names))
-    return out / f'{name}.csv'
-
-
-def _rate(part: Record, encoding: Encoding) -> float | None:
-    """Frames a second of what is made of a video, where it is known without a look into the video."""
-    return encoding.fps or (part.fps if os.path.isdir(part.source) else None)
 
 
 def _warn_of_others(out: Path, targets: Iterable[Path], listed: Path) -> None:
