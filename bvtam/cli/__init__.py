@@ -1,4 +1,4 @@
-"""The command line: one thin command per use, for networks (`zoo.py`), videos and training."""
+"""The command line: one thin command per use, for models (`zoo.py`), videos and training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import warnings
 
 from ..errors import BvtamError, one_line
-from . import training, videos, zoo  # noqa: F401  (each registers its commands)
+from . import predict, training, videos, zoo  # noqa: F401  (each registers its commands)
 from .shared import app
 
 _INTERRUPTED = 130  # as shells have it

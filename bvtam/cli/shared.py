@@ -22,6 +22,17 @@ app = typer.Typer(
     rich_markup_mode='markdown',
 )
 
+_NAME = 'ARCH, ARCH.TAG, local-dir:PATH, hf-hub:REPO, or the folder of a run.'
+Model = Annotated[str, typer.Option(help=_NAME)]
+ModelName = Annotated[str, typer.Argument(metavar='MODEL', help=_NAME)]
+Clips = Annotated[int | None, typer.Option(help="Clips of a video (default: the model's).")]
+Crops = Annotated[
+    int | None, typer.Option(help="Crops of a clip: 1, 3, 5 or 10 (default: the model's).")
+]
+BatchSize = Annotated[
+    int, typer.Option(help='Clips that go through the model together, each view as one.')
+]
+Threads = Annotated[int, typer.Option('--workers', help='Threads that decode.')]
 Json = Annotated[bool, typer.Option('--json', help='Print one JSON document instead of a table.')]
 OnError = Annotated[
     Literal['skip', 'raise'],
@@ -37,7 +48,7 @@ TimeLimit = Annotated[
 ]
 Precision = Annotated[
     Literal['fp32', 'bf16'],
-    typer.Option(help='Of the network; bf16 is faster where the processor has it, and less exact.'),
+    typer.Option(help='Of the model; bf16 is faster where the processor has it, and less exact.'),
 ]
 Root = Annotated[
     str,
@@ -81,15 +92,19 @@ def check_given(
         raise typer.BadParameter(f'--{option} is {"not for" if chosen else "for"} {what}')
 
 
-def load_net(model: str, precision: str = 'fp32', inside: bool = False) -> Any:
-    """The net in eval mode, on this process's accelerator if there is one, optimised.
+def protocol_list(protocols: str) -> list[str]:
+    return [name.strip().lower() for name in protocols.split(',') if name.strip()]
+
+
+def load_model(model: str, precision: str = 'fp32', inside: bool = False) -> Any:
+    """The model in eval mode, on this process's accelerator if there is one, optimised.
 
     A file that `export` wrote is run by its own runtime, which gives scores alone; `inside` says that
     more is needed.
     """
     if model.endswith(('.onnx', '.xml')):
         if inside:
-            raise BvtamError(f'{model} gives scores alone: name the network that it was made of')
+            raise BvtamError(f'{model} gives scores alone: name the model that it was made of')
         from ..deploy.runtimes import RuntimeNet
 
         if precision != 'fp32':
@@ -101,8 +116,8 @@ def load_net(model: str, precision: str = 'fp32', inside: bool = False) -> Any:
     from ..factory import create_model
     from ..inference.extract import local_device
 
-    net = create_model(model, pretrained=True).eval().to(local_device())
-    return optimize(net, {'fp32': torch.float32, 'bf16': torch.bfloat16}[precision])
+    loaded = create_model(model, pretrained=True).eval().to(local_device())
+    return optimize(loaded, {'fp32': torch.float32, 'bf16': torch.bfloat16}[precision])
 
 
 def print_json(document: Any) -> None:
@@ -116,8 +131,11 @@ def print_facts(
 
     Of the processes of a launch, the first prints, or every one.
     """
-    if os.environ.get('RANK', '0') != '0' and not every:
-        return
+    if not every:
+        from ..inference.ranks import rank_and_world_size
+
+        if rank_and_world_size(launched=True)[0]:
+            return
     if as_json:
         print_json(facts)
         return

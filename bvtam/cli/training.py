@@ -1,9 +1,8 @@
-"""Commands that take labelled videos: train a network on them, or measure one."""
+"""Commands that take labelled videos: train a model on them, or measure one."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,17 +13,21 @@ import typer
 
 from .shared import (
     AllowUrls,
+    BatchSize,
+    Clips,
+    Crops,
     FrameRate,
     Frames,
     Json,
     MaxFailed,
+    ModelName,
     OnError,
     Precision,
     Root,
     app,
     bar,
     check_given,
-    load_net,
+    load_model,
     print_facts,
     print_json,
     table,
@@ -60,7 +63,7 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train or finetune a network; the same command goes on after an interruption.
+    """Train or finetune a model; the same command goes on after an interruption.
 
     On several GPUs or machines: `accelerate launch -m bvtam train ...`
     """
@@ -116,10 +119,7 @@ _EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'precision', 'as_
 @app.command('eval')
 def eval_(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(metavar='RUN_OR_NAME', help='Folder of a run, or a network with weights.'),
-    ],
+    model: ModelName,
     data: Annotated[
         str, typer.Option(help='A folder for each class, a list, annotations, or the word motion.')
     ],
@@ -137,17 +137,13 @@ def eval_(
     allow_urls: AllowUrls = False,
     frames: Frames = '',
     frame_rate: FrameRate = None,
-    clips: Annotated[
-        int | None, typer.Option(help="Clips of a video (default: the model's).")
-    ] = None,
-    crops: Annotated[
-        int | None, typer.Option(help="Crops of a clip: 1, 3, 5 or 10 (default: the model's).")
-    ] = None,
+    clips: Clips = None,
+    crops: Crops = None,
     out: Annotated[
         Path | None,
         typer.Option(help='Folder for results.json, per_class.csv, confusion.png, errors.csv.'),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help='Clips that go through the net together.')] = 8,
+    batch_size: BatchSize = 8,
     workers: Annotated[int, typer.Option(help='Processes that decode.')] = 2,
     precision: Precision = 'fp32',
     on_error: OnError = 'skip',
@@ -159,7 +155,7 @@ def eval_(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a network's accuracy on labelled videos, or an image network's on images.
+    """Measure a model's accuracy on labelled videos, or an image model's on images.
 
     `--data motion` renders clips that no training has seen (see `bvtam prepare`).
     On several GPUs or machines: `accelerate launch -m bvtam eval ...`
@@ -176,7 +172,7 @@ def eval_(
 
         with bar('clips') as show:
             result = evaluate_motion(
-                load_net(model, precision),
+                load_model(model, precision),
                 count,
                 seed,
                 videos=videos,
@@ -188,13 +184,13 @@ def eval_(
         _show_accuracy(result, as_json)
         return
     with bar('videos') as show:
-        net = load_net(model, precision)
-        load = load_images if net.input_kind == 'image' else load_records
+        loaded = load_model(model, precision)
+        load = load_images if loaded.input_kind == 'image' else load_records
         records, names = load(
             data,
             split,
             root=root or None,
-            labels=net.label_names,
+            labels=loaded.label_names,
             val_share=val_share,
             seed=run_seed(model),
             urls=allow_urls,
@@ -202,7 +198,7 @@ def eval_(
             fps=frame_rate,
         )
         result = evaluate(
-            net,
+            loaded,
             records,
             num_clips=clips,
             num_crops=crops,
@@ -225,7 +221,8 @@ def _show_accuracy(result: dict[str, Any], as_json: bool) -> None:
 
 def _join() -> None:
     """Joins the other processes that a launcher has started, if any."""
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        from ..engine.distributed import Processes
+    from ..engine.distributed import Processes
+    from ..inference.ranks import rank_and_world_size
 
+    if rank_and_world_size(launched=True)[1] > 1:
         Processes()

@@ -1,4 +1,4 @@
-"""Commands about networks and weights."""
+"""Commands about models and weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .shared import (
     FrameRate,
     Frames,
     Json,
+    ModelName,
     Precision,
     app,
     bar,
@@ -33,7 +34,7 @@ def list_(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List networks, or weights."""
+    """List models, or weights."""
     from ..factory import list_models, list_pretrained
     from ..weights import store
     from ..weights.table import entries
@@ -66,12 +67,10 @@ def list_(
 
 @app.command()
 def info(
-    name: Annotated[
-        str, typer.Argument(help='ARCH, ARCH.TAG, hf-hub:REPO, a zoo folder or that of a run.')
-    ],
+    name: ModelName,
     as_json: Json = False,
 ) -> None:
-    """Show a network: parameters, features, options, ClipConfig."""
+    """Show a model: parameters, features, options, ClipConfig."""
     from ..factory import describe
 
     print_facts(describe(name), as_json, name)
@@ -80,7 +79,7 @@ def info(
 @app.command()
 def flops(
     name: Annotated[
-        str, typer.Argument(help="A network, or wildcards as in 'bvtam_r50_*'; not with --check.")
+        str, typer.Argument(help="A model, or wildcards as in 'bvtam_r50_*'; not with --check.")
     ] = '',
     frames: Annotated[int | None, typer.Option(min=1, help='Frames T of the clip.')] = None,
     size: Annotated[int | None, typer.Option(min=1, help='Height and width in pixels.')] = None,
@@ -95,7 +94,7 @@ def flops(
     from ..factory import list_models
 
     if check == bool(name):
-        raise typer.BadParameter('give the NAME of a network, or --check')
+        raise typer.BadParameter('give the NAME of a model, or --check')
     if check:
         rows = list(progress(room.check(), len(room.published())))
         if as_json:
@@ -120,9 +119,7 @@ def flops(
 
 @app.command()
 def export(
-    name: Annotated[
-        str, typer.Argument(help='ARCH.TAG, local-dir:PATH, hf-hub:REPO, or the folder of a run.')
-    ],
+    name: ModelName,
     out: Annotated[
         Path, typer.Argument(help='File to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).')
     ],
@@ -138,7 +135,7 @@ def export(
     frame_rate: FrameRate = None,
     as_json: Json = False,
 ) -> None:
-    """Write a network with its weights for other programs; batch, frames and size stay free."""
+    """Write a model with its weights for other programs; batch, frames and size stay free."""
     from ..data.transforms import check_channels
     from ..deploy.export import calibration_clips
     from ..deploy.export import export as run
@@ -146,37 +143,37 @@ def export(
 
     if (frames or frame_rate is not None) and not int8:
         raise typer.BadParameter('--frames and --frame-rate are of the videos of --int8')
-    net = create_model(name, pretrained=True).eval()
+    model = create_model(name, pretrained=True).eval()
     clips = None
     if int8:
-        if net.clip_config is None:
-            raise typer.BadParameter('--int8 is for video networks')
-        check_channels(name, net.clip_config, net)
-        clips = progress(calibration_clips(int8, net.clip_config, count, frames, frame_rate), count)
-    path = run(net, out, clips)
+        if model.clip_config is None:
+            raise typer.BadParameter('--int8 is for video models')
+        check_channels(name, model.clip_config, model)
+        clips = progress(
+            calibration_clips(int8, model.clip_config, count, frames, frame_rate), count
+        )
+    path = run(model, out, clips)
     print_facts({'file': str(path), 'bytes': path.stat().st_size, 'int8': bool(int8)}, as_json)
 
 
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar='NAME', help='Networks, or wildcards.')
+        list[str] | None, typer.Argument(metavar='NAME', help='Models, or wildcards.')
     ] = None,
     peers: Annotated[
         list[str] | None,
-        typer.Option(
-            help='Networks of other libraries: a name, all (that are installed), or none.'
-        ),
+        typer.Option(help='Models of other libraries: a name, all (that are installed), or none.'),
     ] = None,
     precision: Precision = 'fp32',
     batch: Annotated[list[int] | None, typer.Option(min=1, help='Clips at a time.')] = None,
-    rounds: Annotated[int, typer.Option(min=1, help='Turns that each network takes.')] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help='Turns that each model takes.')] = 5,
     out: Annotated[
         Path | None, typer.Option(help='Folder for bench.json, bench.md and bench.png.')
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time networks on this machine, beside those of other libraries that are installed."""
+    """Time models on this machine, beside those of other libraries that are installed."""
     from ..deploy import bench as room
     from ..factory import list_models
 

@@ -140,7 +140,7 @@ class Run:
     )
     precision: str = _setting('fp32', 'of the arithmetic', ('fp32', 'bf16', 'fp16'))
     channels_last: bool = _setting(True, 'weights in channels-last order')
-    compile: bool = _setting(False, 'run the net through torch.compile')
+    compile: bool = _setting(False, 'run the model through torch.compile')
     checkpointing: bool = _setting(
         False, 'recompute each stage in the backward pass, for less memory'
     )
@@ -164,14 +164,14 @@ class Recipe:
             its range, settings that contradict each other.
     """
 
-    model: str = _setting('bvtam_r50_8x2', 'network: ARCH or ARCH.TAG')
+    model: str = _setting('bvtam_r50_8x2', 'ARCH or ARCH.TAG')
     init: str = _setting('', "weights to start from: '' (none), pretrained (the model's own), auto (those if they are here), imagenet, a name, a run or a zoo folder")  # fmt: skip
     num_classes: int = _setting(0, 'classes; 0: as the training set has', most=MOST_CLASSES)
     model_options: dict[str, Any] = field(
-        default_factory=dict, metadata=_meta('options of the network, as `bvtam info` lists them')
+        default_factory=dict, metadata=_meta('options of the model, as `bvtam info` lists them')
     )
     clip: dict[str, Any] = field(
-        default_factory=dict, metadata=_meta("changes to the network's ClipConfig")
+        default_factory=dict, metadata=_meta("changes to the model's ClipConfig")
     )
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from support.cli import run
 
 import bvtam
-from bvtam.cli import videos as commands
+from bvtam import cli
 from bvtam.data.video.reader import VideoError
 from bvtam.inference import render
 
@@ -173,13 +173,13 @@ def test_predict_draws_several_videos_into_a_folder_like_theirs(capfd, net, corp
 
 
 def test_names_of_what_is_drawn_differ_as_the_videos_do():
-    stems = commands._stems(['/data/a.mp4', '/data/sub/a.mp4', '/data/v1.5.mp4'])
+    stems = cli.predict._stems(['/data/a.mp4', '/data/sub/a.mp4', '/data/v1.5.mp4'])
     assert list(stems.values()) == ['a', 'sub/a', 'v1.5']
-    assert list(commands._stems(['x/a.mp4', 'x/a.avi']).values()) == ['a.mp4', 'a.avi']
-    outer = commands._stems(['x/a.mp4', '../x/a.mp4'])
+    assert list(cli.predict._stems(['x/a.mp4', 'x/a.avi']).values()) == ['a.mp4', 'a.avi']
+    outer = cli.predict._stems(['x/a.mp4', '../x/a.mp4'])
     assert outer['../x/a.mp4'] == 'x/a' and outer['x/a.mp4'].endswith('/x/a')
     urls = ['https://one.org/a/v.mp4?id=1', 'https://one.org/a/v.mp4?id=2', 'https://two.org/v.mp4']
-    names = list(commands._stems(urls).values())
+    names = list(cli.predict._stems(urls).values())
     assert len(set(names)) == 3 and not any(Path(name).is_absolute() for name in names)
 
 
@@ -460,7 +460,7 @@ def test_interrupted_in_one_line_and_taken_up_again(capfd, net, corpus, tmp_path
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(commands, 'bar', impatient)
+            patch.setattr(cli.videos, 'bar', impatient)
             assert run(capfd, *args) == (130, '', 'bvtam: interrupted\n')
     finally:
         signal.signal(signal.SIGINT, before)

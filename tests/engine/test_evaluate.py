@@ -218,7 +218,7 @@ def test_the_scores_of_a_video_are_those_of_predict(records, scores):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('bvtam.engine.evaluate.Counts', Spy)
         evaluate(Probe(), records, batch_size=12, workers=0)
-    assert np.abs(torch.cat(seen).numpy() - scores).max() < 1e-6
+    assert np.abs(torch.cat(seen).numpy() - scores).max() < 1e-5  # rounding: batches of other sizes
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_views_and_videos(records):

@@ -1,0 +1,320 @@
+"""Commands that ask a model what videos show: predict and demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Event
+from typing import Annotated, Any, Literal, NamedTuple
+
+import typer
+
+from ..errors import one_line
+from .shared import (
+    BatchSize,
+    Clips,
+    Crops,
+    FolderRate,
+    Frames,
+    MaxFailed,
+    Model,
+    OnError,
+    Precision,
+    Protocols,
+    Threads,
+    TimeLimit,
+    app,
+    bar,
+    check_given,
+    load_model,
+    print_json,
+    protocol_list,
+    table,
+)
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            metavar='VIDEO', help='Files, folders, globs, URLs; - for a stream on stdin.'
+        ),
+    ],
+    model: Model = 'bvtam_r50_8x2',
+    topk: Annotated[
+        int, typer.Option(help='Classes to show; of windows, the table has the first.')
+    ] = 5,
+    clips: Clips = None,
+    crops: Crops = None,
+    every: Annotated[
+        float | None,
+        typer.Option(help='Answer for windows of the video, one beginning every so many seconds.'),
+    ] = None,
+    length: Annotated[
+        float | None, typer.Option(help='Seconds of a window (default: as --every).')
+    ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(help='Draw the scores of the windows: a .png file, or a folder of them.'),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help='Copy the video with the labels drawn on it: a .mp4 or .gif file, or a folder.'
+        ),
+    ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(
+            help='Draw where and when the model sees it: a .png file, or a folder of them.'
+        ),
+    ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            '--stream', help='Answer while one video comes: a file, a pipe, a URL, /dev/video0.'
+        ),
+    ] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help='Frames a second that --stream looks at (default: all); else as --frame-rate.'
+        ),
+    ] = None,
+    last: Annotated[
+        int | None,
+        typer.Option(help='Steps that an answer of --stream is of (default: all so far).'),
+    ] = None,
+    batch_size: BatchSize = 8,
+    workers: Threads = 4,
+    precision: Precision = 'fp32',
+    runtime: Annotated[
+        Literal['torch', 'onnx', 'openvino'],
+        typer.Option(help='What runs the model; --model is a file from `export` then.'),
+    ] = 'torch',
+    on_error: OnError = 'raise',
+    max_failed: MaxFailed = 0.1,
+    errors: Annotated[
+        Path | None, typer.Option(help='CSV file to list the videos in that were skipped.')
+    ] = None,
+    frames: Frames = '',
+    frame_rate: FolderRate = None,
+    time_limit: TimeLimit = 60.0,
+    protocols: Protocols = 'http,https,rtsp',
+    as_json: Annotated[
+        bool, typer.Option('--json', help='Print one JSON document; with --stream, one a line.')
+    ] = False,
+) -> None:
+    """Name what videos show: the likeliest classes and their scores."""
+    from ..data.datasets import find_videos
+    from ..data.failures import Failures
+    from ..data.video.addresses import is_url
+    from ..data.video.folders import check_frames
+    from ..data.video.open import open_video
+    from ..data.video.reader import VideoError
+    from ..inference.predict import predict_many, video_name
+    from ..inference.windows import windows_many
+
+    suffix = {'torch': '', 'onnx': '.onnx', 'openvino': '.xml'}[runtime]
+    if not model.endswith(suffix):
+        raise typer.BadParameter(
+            f'--runtime {runtime} needs --model FILE{suffix}, which `bvtam export NAME FILE{suffix}` writes'
+        )
+    both = {'videos', 'model', 'topk', 'precision', 'time_limit', 'protocols', 'as_json'}
+    both |= {'fps', 'frames', 'frame_rate'}
+    check_given(context, stream, {'stream', 'last'}, both, '--stream')
+    reading = {'time_limit': time_limit, 'protocols': protocol_list(protocols)}
+    if stream:
+        if len(videos) > 1:
+            raise typer.BadParameter('--stream is of one video')
+        from ..inference.stream import predict_stream
+
+        loaded = load_model(model, precision, inside=True)
+        source = open_video(videos[0], frames=frames, fps=frame_rate, **reading)
+        answers = predict_stream(loaded, source, topk, fps=fps, last=last, time_limit=time_limit)
+        _show_answers(answers, as_json)
+        return
+    if fps is not None and frame_rate is not None:
+        raise typer.BadParameter('--fps is as --frame-rate without --stream: give one of them')
+    frame_rate = fps if frame_rate is None else frame_rate
+    if every is None and (length is not None or timeline is not None):
+        raise typer.BadParameter('--length and --timeline are of windows: give --every SECONDS')
+    if every is not None and evidence is not None:
+        raise typer.BadParameter('--evidence is of the whole video: leave out --every')
+    names = find_videos(videos, reading['protocols'])
+    several = len(names) > 1
+    pictures = _Pictures(evidence, timeline, save, topk, time_limit)
+    pictures.check(several)
+    check_frames(frames, frame_rate, names)
+    readers: list[Any] = list(names)
+    for i, name in enumerate(names):
+        # What can be read once is kept by its reader for the annotated copy.
+        if name == '-' or is_url(name):
+            readers[i] = open_video(name, **reading)
+        elif os.path.isdir(name):
+            readers[i] = open_video(name, frames=frames, fps=frame_rate)
+    sources = {video_name(reader): reader for reader in readers}
+    stems = _stems(list(sources))
+    failures = Failures(len(names), max_failed, errors)
+    results = []
+    with bar('videos' if every is None else 'windows') as show:
+        options = {
+            'num_clips': clips,
+            'num_crops': crops,
+            'batch_size': batch_size,
+            'workers': workers,
+            'on_error': on_error,
+            'failures': failures,
+            'time_limit': time_limit,
+            'progress': show,
+        }
+        loaded = load_model(model, precision, inside=evidence is not None)
+        if every is None:
+            found = predict_many(loaded, readers, topk, **options)
+        else:
+            found = windows_many(loaded, readers, every, length, topk, **options)
+        for result in found:
+            results.append(result)
+            if not as_json:
+                _show_prediction(result)
+            video = result['video']
+            try:
+                if save is not None:
+                    show(note=f'writing the copy of {os.path.basename(stems[video])}')
+                pictures.draw(loaded, result, sources[video], stems[video])
+            except VideoError as error:  # damage between the frames that were predicted from
+                if on_error == 'raise':
+                    raise
+                failures.add(video, error)
+            show(note=f'video {len(results)} of {len(names)}' if several and every else '')
+    if as_json:
+        print_json(results)
+    if failures:
+        print(failures.summary(), file=sys.stderr)
+
+
+class _Pictures(NamedTuple):
+    """Files to draw into, or folders of a file for each video; None: nothing is drawn."""
+
+    evidence: Path | None
+    timeline: Path | None
+    save: Path | None
+    topk: int
+    time_limit: float
+
+    def check(self, several: bool) -> None:
+        from ..inference.render import SUFFIXES
+
+        _check_output('--evidence', self.evidence, ('.png',), several)
+        _check_output('--timeline', self.timeline, ('.png',), several)
+        _check_output('--save', self.save, SUFFIXES, several)
+
+    def draw(self, model: Any, result: dict[str, Any], source: Any, stem: str) -> None:
+        from ..inference.evidence import evidence, save_evidence
+        from ..inference.render import save_annotated, save_timeline
+
+        if self.timeline is not None:
+            save_timeline(result, _output(self.timeline, f'{stem}.png'))
+        if self.evidence is not None:
+            seen = evidence(model, source, self.topk, time_limit=self.time_limit)
+            save_evidence(seen, _output(self.evidence, f'{stem}.png'))
+        if self.save is not None:
+            path = _output(self.save, f'{stem}.mp4')
+            save_annotated(result, source, path, time_limit=self.time_limit)
+
+
+@app.command()
+def demo(
+    model: Model = 'bvtam_r50_8x2',
+    port: Annotated[int, typer.Option(help='Of the page, on this machine.')] = 7860,
+    share: Annotated[
+        bool, typer.Option('--share', help="Let others see it, through Gradio's servers.")
+    ] = False,
+    auth: Annotated[
+        str,
+        typer.Option(
+            metavar='USER:PASSWORD', help='Ask for these (default: --share makes a password).'
+        ),
+    ] = '',
+    max_size: Annotated[int, typer.Option(min=1, help='MB of an upload.')] = 200,
+) -> None:
+    """Open a page to drop or record a video on: what it shows, when, and where the evidence is."""
+    from ..inference.demo import build, launch
+
+    user, _, password = auth.partition(':')
+    if auth and not (user and password):
+        raise typer.BadParameter('--auth wants USER:PASSWORD')
+    page = build(load_model(model, inside=True))
+    login = launch(page, port, share, (user, password) if auth else None, max_size)
+    print(f'open {page.share_url or page.local_url} (Ctrl-C ends it)', flush=True)
+    if login and not auth:
+        print(f'log in as {login[0]} with the password {login[1]}', flush=True)
+    try:
+        Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+def _show_answers(answers: Iterable[dict[str, Any]], as_json: bool) -> None:
+    """Each as soon as it is there: a line when the likeliest class is another, or a JSON object."""
+    shown = None
+    for number, answer in enumerate(answers):
+        if as_json:
+            print(',\n' if number else '[', json.dumps(answer), sep='', end='', flush=True)
+            continue
+        label, score = answer['top'][0]['label'], answer['top'][0]['score']
+        if label != shown:
+            print(f'{answer["time"]:8.2f} s  {score:.4f}  {one_line(label)}', flush=True)
+        shown = label
+    if as_json:
+        print(']')
+
+
+def _check_output(option: str, path: Path | None, suffixes: tuple[str, ...], several: bool) -> None:
+    if path is None or _is_folder(path):
+        return
+    if several:
+        raise typer.BadParameter(f'{option} must be a folder, since there are several videos')
+    if path.suffix.lower() not in suffixes:
+        raise typer.BadParameter(
+            f'{option} must be a folder or end in {" or ".join(suffixes)}, not {path.name}'
+        )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() or not path.suffix
+
+
+def _output(path: Path, name: str) -> Path:
+    return path / name if _is_folder(path) else path
+
+
+def _stems(videos: list[str]) -> dict[str, str]:
+    """A name for what is made of each video: its own, with the folders that they do not share."""
+    from ..data.video.addresses import is_url
+
+    paths = [os.path.abspath(f'/{v.partition("://")[2]}' if is_url(v) else v) for v in videos]
+    base = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names = [os.path.relpath(path, base) for path in paths]
+    stems = [os.path.splitext(name)[0] for name in names]
+    if len(set(stems)) < len(stems):  # a.mp4 beside a.avi
+        stems = names
+    return dict(zip(videos, stems, strict=True))
+
+
+def _show_prediction(result: dict[str, Any]) -> None:
+    if 'windows' in result:
+        rows = [
+            [f'{w["start"]:.2f}', f'{w["end"]:.2f}', t['label'], t['index'], f'{t["score"]:.4f}']
+            for w in result['windows']
+            for t in w['top'][:1]
+        ]
+        table(['start', 'end', 'label', 'index', 'score'], rows, result['video'])
+    else:
+        rows = [[t['label'], t['index'], f'{t["score"]:.4f}'] for t in result['top']]
+        table(['label', 'index', 'score'], rows, result['video'])
