@@ -15,7 +15,7 @@ from bvtam.clip import ClipConfig
 from bvtam.engine.evaluate_motion import evaluate_motion
 from bvtam.hub import cards
 from bvtam.hub.publish import save_pretrained
-from bvtam.weights import store
+from bvtam.weights import zoo
 from bvtam.weights.table import entries
 
 ROOT = Path(__file__).parents[1]
@@ -59,12 +59,10 @@ def main():
     entries.cache_clear()
     save_pretrained(net, folder, entry=entries()[name], half=True)
     if entry.weights:
-        own, shared = (
-            store.sha256(f / store.WEIGHTS) for f in (folder, folder.parent / entry.weights)
-        )
+        own, shared = (zoo.sha256(f / zoo.WEIGHTS) for f in (folder, folder.parent / entry.weights))
         assert own == shared, f'{name} and {entry.weights} are not of the same run'
-        cards.write_config(net, folder / store.CONFIG, entry.licence, entry.weights)
-        (folder / store.WEIGHTS).unlink()
+        cards.write_config(net, folder / zoo.CONFIG, entry.licence, entry.weights)
+        (folder / zoo.WEIGHTS).unlink()
     print(json.dumps(row['metrics'], indent=1))
 
 

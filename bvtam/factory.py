@@ -12,11 +12,11 @@ import torch
 from timm.models import model_entrypoint, parse_model_name
 from torch import nn
 
-from . import models  # noqa: F401  (registers the names)
+from . import models
 from .errors import BvtamError, nearest
-from .hub import download  # noqa: F401  (download offers itself to the store)
+from .hub import download
 from .hub.cards import published_model
-from .weights import store
+from .weights import resolve, zoo
 from .weights.table import Entry, entries
 
 log = logging.getLogger('bvtam')
@@ -26,22 +26,24 @@ if hasattr(os, 'register_at_fork'):
     # forked process, which would wait for them for ever.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
-_MODULES = ('bl_resnet', 'blvnet', 'temporal_resnet')
+resolve.downloader = download.fetch
 
 
 def list_models(pattern: str = '*') -> list[str]:
     """Registered names that match `pattern` (wildcards as in a shell), family by family."""
-    names = [n for module in _MODULES for n in timm.list_models(module=module)]
+    names = [n for family in models.FAMILIES for n in timm.list_models(module=family)]
+    ours = f'{models.__name__}.'  # timm may have a module of the same name
+    names = [n for n in names if model_entrypoint(n).__module__.startswith(ours)]
     return [n for n in names if fnmatch.fnmatch(n, pattern)]
 
 
 def list_pretrained(pattern: str = '*') -> list[str]:
     """`arch.tag` of all weights that match `pattern`, by whole name or by arch.
 
-    They are those on this machine and all published ones; `bvtam.weights.store.where(name)` tells how
+    They are those on this machine and all published ones; `bvtam.weights.resolve.where(name)` tells how
     each comes to a net here.
     """
-    names = dict.fromkeys([*entries(), *(folder.name for folder in store.folders())])
+    names = dict.fromkeys([*entries(), *(folder.name for folder in resolve.folders())])
     order = {arch: i for i, arch in enumerate(list_models())}
     found = [
         n
@@ -61,7 +63,7 @@ def create_model(
     Args:
         model_name: `arch`, `arch.tag`, `hf-hub:owner/repo[@revision]`, `local-dir:path`, or the path
             of a zoo folder or of a training run.
-        pretrained: load the weights (see `bvtam.weights.store` for where a name finds them). Left out,
+        pretrained: load the weights (see `bvtam.weights.resolve` for where a name finds them). Left out,
             those of a folder or a repo are loaded, since nothing else is meant by naming one, and of
             an `arch` or `arch.tag` none, as by timm.
         options: of the net (`bvtam info NAME` lists them); timm's `features_only`, `out_indices`,
@@ -100,12 +102,12 @@ def model_source(source: str | os.PathLike[str]) -> str:
     text = os.fspath(source)
     if text.startswith('local-dir:'):
         folder = text.removeprefix('local-dir:')
-        return f'local-dir:{store.model_folder(folder)}' if os.path.isdir(folder) else text
+        return f'local-dir:{zoo.model_folder(folder)}' if os.path.isdir(folder) else text
     known = text.partition('.')[0] in list_models() and isinstance(source, str)
-    if known and ('.' not in text or store.where(text)):
+    if known and ('.' not in text or resolve.where(text)):
         return text
     if os.path.isdir(text) or (os.sep in text and ':' not in text):
-        return f'local-dir:{store.model_folder(text)}'
+        return f'local-dir:{zoo.model_folder(text)}'
     return text
 
 
@@ -132,8 +134,8 @@ def _locate(model_name: str, weights: bool = False, cache: Any = None) -> tuple[
     if not source:
         arch, _, tag = identifier.partition('.')
         return arch, tag
-    folder = store.from_hub(identifier, weights, cache) if source == 'hf-hub' else identifier
-    return store.read_config(folder)['architecture'], {'source': 'local-dir', 'file': str(folder)}
+    folder = resolve.from_hub(identifier, weights, cache) if source == 'hf-hub' else identifier
+    return zoo.read_config(folder)['architecture'], {'source': 'local-dir', 'file': str(folder)}
 
 
 def describe(model_name: str) -> dict[str, Any]:
@@ -151,18 +153,18 @@ def describe(model_name: str) -> dict[str, Any]:
     """
     source = model_source(model_name)
     entry = entries().get(model_name)
-    if entry and not store.folders(*model_name.split('.', 1)):  # known, but not here
+    if entry and not resolve.folders(*model_name.split('.', 1)):  # known, but not here
         model = published_model(entry)
     else:
         model = create_model(source, pretrained=False)
     arch = model.model_name
     if model.pretrained_cfg.get('source') == 'local-dir':
         weights = {
-            'from': store.where(model_name) or 'here',
+            'from': resolve.where(model_name) or 'here',
             'folder': model.pretrained_cfg['file'],
         }
     else:
-        weights = {n: store.where(n) for n in list_pretrained(f'{arch}.*')}
+        weights = {n: resolve.where(n) for n in list_pretrained(f'{arch}.*')}
     options = model.model_options | {'num_classes': model.num_classes, 'in_chans': model.in_chans}
     shape = ('B', model.in_chans, 'H', 'W')
     if model.input_kind == 'clip':

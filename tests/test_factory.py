@@ -1,9 +1,7 @@
 """A name, a folder or a run is the same model to every function and command, with its weights."""
 
 import json
-import os
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -67,19 +65,6 @@ def test_the_program_knows_the_models(run):
     done = subprocess.run([program, 'verify', run, '--json'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]['tensors'] == len(load_file(run / 'best/model.safetensors'))
-
-
-def test_a_script_of_the_same_name_has_the_models(tmp_path):
-    script = tmp_path / 'bvtam'
-    script.write_text("import bvtam, timm\nprint(timm.is_model('bvtam_tiny_8x2'))\n")
-    path = os.pathsep.join([str(Path(bvtam.__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        env=os.environ | {'PYTHONPATH': path},
-    )
-    assert done.stdout == 'True\n', done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from bvtam.errors import BvtamError, shown
 from bvtam.files import replaced
 from bvtam.hub.convert import convert
 from bvtam.inference.shards import iter_features
-from bvtam.weights import store
+from bvtam.weights import zoo
 
 
 def nested(levels, width=10):
@@ -157,17 +157,17 @@ def test_weights_that_this_user_may_not_read_are_not_called_damaged(tmp_path, mo
 @pytest.mark.timeout(30)
 def test_a_pipe_for_a_list_of_hashes_is_not_waited_for(tmp_path):
     folder = bvtam.save_pretrained(bvtam.create_model('bvtam_tiny_8x2'), tmp_path / 'model')
-    (folder / store.SUMS).unlink()
-    os.mkfifo(folder / store.SUMS)
+    (folder / zoo.SUMS).unlink()
+    os.mkfifo(folder / zoo.SUMS)
     with pytest.raises(BvtamError, match='SHA256SUMS cannot be read'):
-        store.check_hashes(folder)
+        zoo.check_hashes(folder)
 
 
 def test_a_folder_that_was_being_replaced_is_told_of(tmp_path):
     (tmp_path / '.model.0123.old').mkdir()
     assert replaced(tmp_path / 'model') == tmp_path / '.model.0123.old'
     with pytest.raises(FileNotFoundError, match=r'rename .*\.model\.0123\.old to it'):
-        store.read_config(tmp_path / 'model')
+        zoo.read_config(tmp_path / 'model')
 
 
 def test_a_checkpoint_of_another_hash_is_not_read(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def list_(
 ) -> None:
     """List models, or weights."""
     from ..factory import list_models, list_pretrained
-    from ..weights import store
+    from ..weights import resolve
     from ..weights.table import entries
 
     if not pretrained:
@@ -50,7 +50,7 @@ def list_(
         rows.append(
             {
                 'name': name,
-                'from': store.where(name),
+                'from': resolve.where(name),
                 'dataset': entry.dataset if entry else '',
                 'top1': metric.get('top1', ''),
                 'views': metric.get('views', ''),
@@ -227,7 +227,7 @@ def convert(
 ) -> None:
     """Turn an authors' checkpoint into a zoo folder (config.json, model.safetensors, card)."""
     from ..hub.convert import convert as run
-    from ..weights.store import read_config
+    from ..weights.zoo import read_config
 
     folder = run(checkpoint, name, labels, out, sha256, **_options(option or []))
     if as_json:
@@ -244,9 +244,9 @@ def verify(
 ) -> None:
     """Check weights: hashes, a strict load, and the logits of a stored clip (default: all here)."""
     from ..hub.verify import verify as run
-    from ..weights import store
+    from ..weights import resolve
 
-    names = [name] if name else [str(folder) for folder in store.folders()]
+    names = [name] if name else [str(folder) for folder in resolve.folders()]
     results = [run(n) for n in progress(names, len(names))]
     if as_json:
         print_json(results)

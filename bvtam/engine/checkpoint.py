@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..errors import BvtamError, shown
 from ..files import atomic_folder, read_text, recover
-from ..weights.store import sha256
+from ..weights.zoo import sha256
 
 log = logging.getLogger('bvtam')
 

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..clip import ClipConfig
 from ..errors import BvtamError
 from ..factory import create_model, list_models, model_source, names_weights
-from ..weights import store
+from ..weights import resolve
 from .recipe import Recipe
 
 log = logging.getLogger('bvtam')
@@ -69,7 +69,7 @@ def _with_first_weights(
     if not init and names_weights(recipe.model):
         pretrained = True
         log.warning('init: the weights of %s, which model= names', recipe.model)
-    if init == 'auto' and arch in list_models() and not store.folders(arch, tag):
+    if init == 'auto' and arch in list_models() and not resolve.folders(arch, tag):
         pretrained = False
         log.warning(
             'init: no weights of %s on this machine, so it starts from scratch', recipe.model
@@ -93,7 +93,7 @@ def _image_weights(arch: str) -> str:
     name = f'blresnet{depth[1]}' if depth else ''
     if name not in list_models():
         raise BvtamError(f'{arch} has no ImageNet weights: name others with init=, or leave it out')
-    return store.find(name).name
+    return resolve.find(name).name
 
 
 def initialise(model: nn.Module, source: str | os.PathLike[str]) -> ClipConfig | None:

@@ -13,7 +13,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ..clip import ClipConfig
-from ..weights import store
+from ..weights import zoo
 from ..weights.table import Entry
 
 _JPEG_COLORS = ('colours of videos as in the JPEG files that FFmpeg extracts (`colors: jpeg`)',)
@@ -164,5 +164,5 @@ def write_folder(entry: Entry, folder: Path) -> None:
     model = published_model(entry)
     folder.mkdir(parents=True, exist_ok=True)
     if not entry.ships:
-        write_config(model, folder / store.CONFIG, entry.licence)
-    (folder / store.CARD).write_text(card(model, entry), encoding='utf-8')
+        write_config(model, folder / zoo.CONFIG, entry.licence)
+    (folder / zoo.CARD).write_text(card(model, entry), encoding='utf-8')

@@ -22,12 +22,11 @@ import torch
 from timm.models import list_models, model_entrypoint
 from torch import Tensor
 
-from .. import models  # noqa: F401  (registers the names)
 from ..clip import ClipConfig
 from ..errors import BvtamError, nearest
 from ..models import bl_resnet, temporal_resnet
 from ..models._build import strict_filter
-from ..weights import store
+from ..weights import resolve, zoo
 from ..weights.table import entries
 from .publish import save_pretrained
 
@@ -299,7 +298,7 @@ def convert(
     if tag and not re.fullmatch(r'\w[\w.-]*', tag):
         raise BvtamError(f'--name: a tag is of letters, digits, `_`, `-` and `.`, not {tag!r}')
     if sha256 and os.path.isfile(checkpoint):
-        actual = store.sha256(Path(checkpoint))
+        actual = zoo.sha256(Path(checkpoint))
         if actual != sha256.strip().lower():
             raise BvtamError(f'{checkpoint} has SHA-256 {actual}, not {sha256}: nothing was loaded')
     state, meta = read_checkpoint(checkpoint)
@@ -346,7 +345,7 @@ def convert(
     origin = (
         f'Converted from `{Path(checkpoint).name}`, in the layout of {_RELEASES[identity.release]}.'
     )
-    folder = Path(out) if out else store.cache_dir() / f'{arch}.{tag or "converted"}'
+    folder = Path(out) if out else resolve.cache_dir() / f'{arch}.{tag or "converted"}'
     return save_pretrained(model, folder, origin, entry=entry)
 
 

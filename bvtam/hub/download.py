@@ -12,7 +12,7 @@ from huggingface_hub.file_download import http_get
 
 from ..errors import BvtamError
 from ..files import write_file
-from ..weights import store
+from ..weights import resolve, zoo
 from ..weights.table import Entry
 from .convert import convert
 
@@ -26,12 +26,12 @@ def fetch(entry: Entry) -> Path:
         BvtamError: no network, a transfer that does not end, a wrong SHA-256, an unusable file, a
             cache that cannot be written.
     """
-    folder = store.cache_dir() / entry.name
-    downloads = store.cache_dir() / 'downloads'
+    folder = resolve.cache_dir() / entry.name
+    downloads = resolve.cache_dir() / 'downloads'
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         with FileLock(downloads / f'{entry.file}.lock'):
-            if not (folder / store.WEIGHTS).is_file():
+            if not (folder / zoo.WEIGHTS).is_file():
                 convert(_download(entry, downloads / entry.file), name=entry.name, out=folder)
     except OSError as error:
         if isinstance(error, FileNotFoundError) or not error.strerror:
@@ -75,7 +75,7 @@ def _download(entry: Entry, path: Path) -> Path:
         _check(entry, part)
         # before the file has its name: a kill in between must not leave one without a hash
         if not _record(entry).exists():
-            write_file(_record(entry), store.sha256(part))
+            write_file(_record(entry), zoo.sha256(part))
         part.rename(path)
     else:
         _check(entry, path)
@@ -84,14 +84,14 @@ def _download(entry: Entry, path: Path) -> Path:
 
 def _record(entry: Entry) -> Path:
     """Where the SHA-256 of the first download is kept, apart from the file and what is made of it."""
-    return store.cache_dir() / 'trusted' / f'{entry.file}.sha256'
+    return resolve.cache_dir() / 'trusted' / f'{entry.file}.sha256'
 
 
 def _check(entry: Entry, path: Path) -> None:
     """The published SHA-256 counts, or else that of the first download."""
     record, first = _record(entry), ''
     expected = entry.sha256 or (record.read_text().strip() if record.is_file() else '')
-    if expected and (actual := store.sha256(path)) != expected:
+    if expected and (actual := zoo.sha256(path)) != expected:
         path.unlink()
         if not entry.sha256:
             first = f' as the first time (if its authors have changed it, remove {record})'
@@ -103,6 +103,3 @@ def _check(entry: Entry, path: Path) -> None:
 
 def _line(error: Exception) -> str:
     return ' '.join(str(error).split()) or type(error).__name__
-
-
-store.downloaders.append(fetch)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import BvtamError
 from ..files import atomic_folder, recover
-from ..weights import store
+from ..weights import zoo
 from ..weights.table import Entry
 from . import cards
 
@@ -45,7 +45,7 @@ def zoo_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
 
 def _strangers(folder: Path) -> list[Path]:
     """What lies in a zoo folder that this module does not write; none where there is no folder."""
-    own = {store.CONFIG, store.WEIGHTS, store.CARD, store.GOLDEN, store.SUMS}
+    own = {zoo.CONFIG, zoo.WEIGHTS, zoo.CARD, zoo.GOLDEN, zoo.SUMS}
     return [path for path in folder.iterdir() if path.name not in own] if folder.is_dir() else []
 
 
@@ -91,17 +91,17 @@ def save_pretrained(
         )
     licence = entry.licence if entry else licence
     with zoo_folder(folder, keep) as new:
-        cards.write_config(model, new / store.CONFIG, licence)
+        cards.write_config(model, new / zoo.CONFIG, licence)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         if half:  # norms and temporal weights are few, and some of them small beyond float16
             head = f'{model.get_classifier(name_only=True)}.weight'
             state |= {n: t.half() for n, t in state.items() if t.ndim == 4 or n == head}
             model.load_state_dict(state)
-        safetensors.torch.save_file(state, new / store.WEIGHTS, metadata={'format': 'pt'})
-        (new / store.CARD).write_text(cards.card(model, entry, origin, licence), encoding='utf-8')
-        safetensors.torch.save_file(golden_pair(model), new / store.GOLDEN)
-        sums = (f'{store.sha256(new / n)}  {n}\n' for n in (store.WEIGHTS, store.GOLDEN))
-        (new / store.SUMS).write_text(''.join(sums))
+        safetensors.torch.save_file(state, new / zoo.WEIGHTS, metadata={'format': 'pt'})
+        (new / zoo.CARD).write_text(cards.card(model, entry, origin, licence), encoding='utf-8')
+        safetensors.torch.save_file(golden_pair(model), new / zoo.GOLDEN)
+        sums = (f'{zoo.sha256(new / n)}  {n}\n' for n in (zoo.WEIGHTS, zoo.GOLDEN))
+        (new / zoo.SUMS).write_text(''.join(sums))
     return Path(folder)
 
 

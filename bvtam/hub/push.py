@@ -22,7 +22,7 @@ from huggingface_hub.utils import build_hf_headers, get_session
 from torch import nn
 
 from ..errors import BvtamError
-from ..weights import store
+from ..weights import zoo
 from .publish import save_pretrained
 
 log = logging.getLogger('bvtam')
@@ -58,13 +58,13 @@ def push_folder(
         FileNotFoundError: a file is missing in the folder.
         BvtamError: the files are damaged, or the Hub refuses; each with what to do.
     """
-    folder = store.model_folder(os.fspath(folder).removeprefix('local-dir:'))
-    config, weights = store.read_config(folder), store.weights_file(folder)
-    for path in (weights, folder / store.CARD):
+    folder = zoo.model_folder(os.fspath(folder).removeprefix('local-dir:'))
+    config, weights = zoo.read_config(folder), zoo.weights_file(folder)
+    for path in (weights, folder / zoo.CARD):
         if not path.is_file():
             raise FileNotFoundError(f'{path} is missing')
-    store.check_hashes(folder)
-    names = [store.CONFIG, store.CARD, store.GOLDEN, store.SUMS]
+    zoo.check_hashes(folder)
+    names = [zoo.CONFIG, zoo.CARD, zoo.GOLDEN, zoo.SUMS]
     files = {name: folder / name for name in names if (folder / name).is_file()}
     api = HfApi()
     try:
@@ -73,7 +73,7 @@ def push_folder(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         options = {'revision': revision, 'create_pr': create_pr}
         options['commit_message'] = f'Add {config["architecture"]}'
-        files[store.WEIGHTS] = weights
+        files[zoo.WEIGHTS] = weights
         if not _has_xet(api, repo_id, revision):
             commit = _commit_by_http(api, repo_id, files, options)
         else:

@@ -10,9 +10,8 @@ import timm
 import torch
 from safetensors import SafetensorError
 
-from .. import models  # noqa: F401  (registers the names)
 from ..errors import BvtamError
-from ..weights import store
+from ..weights import resolve, zoo
 from .publish import golden_pair
 
 _LARGEST = 10_000_000  # numbers in a golden clip; ours have 50,000
@@ -31,16 +30,16 @@ def verify(name: str) -> dict[str, Any]:
     """
     path = name.removeprefix('local-dir:')
     if os.path.isdir(path):
-        folder = store.model_folder(path)
+        folder = zoo.model_folder(path)
     elif '/' in path or '\\' in path:
         raise FileNotFoundError(f'{path} is no folder')
     else:
-        folder = store.find(*path.split('.', 1))
-    sums, golden = folder / store.SUMS, folder / store.GOLDEN
+        folder = resolve.find(*path.split('.', 1))
+    sums, golden = folder / zoo.SUMS, folder / zoo.GOLDEN
     for path in (sums, golden):
         if not path.is_file():
             raise BvtamError(f'{path} is missing, so there is nothing to verify against')
-    store.check_hashes(folder)
+    zoo.check_hashes(folder)
     model = timm.create_model(f'local-dir:{folder}', pretrained=True)
     try:
         pair = safetensors.torch.load_file(golden)

@@ -1,9 +1,16 @@
-"""The networks. Importing this package puts every name in timm's registry."""
+"""The models, a family a file. Importing this package puts every name in timm's registry.
 
-from .bl_resnet import *  # noqa: F403
-from .bl_resnet import BLResNet as BLResNet
-from .blvnet import *  # noqa: F403
-from .blvnet import BLVNet as BLVNet
-from .temporal_resnet import *  # noqa: F403
-from .temporal_resnet import TemporalNet as TemporalNet
-from .temporal_resnet import temporal_model as temporal_model
+A new file is a new family: nothing else names it. Its entry points have timm's `@register_model`, its
+class goes in `__all__`, and files that start with an underscore hold what families share. `build` of
+`_build.py` gives each model its options, weights and ClipConfig.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+import timm as timm  # first: this imports bvtam.factory, which needs every family whole
+
+FAMILIES = sorted(m.name for m in iter_modules(__path__) if not m.name.startswith('_'))
+for _family in FAMILIES:
+    _module = import_module(f'.{_family}', __name__)
+    globals().update({name: getattr(_module, name) for name in _module.__all__})

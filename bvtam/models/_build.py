@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..clip import IMAGENET_MEAN, IMAGENET_STD, ClipConfig
 from ..errors import BvtamError, nearest, one_line
 from ..files import open_regular
-from ..weights import store
+from ..weights import resolve, zoo
 from ..weights.table import Entry, entries
 
 _logger = logging.getLogger('bvtam')
@@ -106,7 +106,7 @@ def build(
         }
         clip = ClipConfig.from_dict(clip.to_dict() | (entry.clip or {})) if clip else None
     folder = _folder(variant, pretrained, allow_pickle, kwargs)
-    config = store.read_config(folder) if folder else {}
+    config = zoo.read_config(folder) if folder else {}
     if config.get('architecture', variant) != variant:
         raise BvtamError(f'{folder} is of {config["architecture"]}, not of {variant}')
     make: Callable[..., nn.Module] = cls
@@ -119,7 +119,7 @@ def build(
         clip = ClipConfig.from_dict(config['clip']) if 'clip' in config else clip
         if pretrained and 'backbone_pretrained' in own:  # its weights are among those of the folder
             options['backbone_pretrained'] = saved['backbone_pretrained'] = False
-        if pretrained and store.weights_file(folder).is_file():
+        if pretrained and zoo.weights_file(folder).is_file():
             cfg = options['pretrained_cfg']
             _check_folder(cls, saved, config, cfg, folder, filter_fn)
             whole = {'num_classes': cfg['num_classes'], 'in_chans': cfg.get('input_size', [3])[0]}
@@ -155,7 +155,7 @@ def _not_wanted(variant: str, pretrained: bool, kwargs: dict) -> Entry | None:
     """The published weights that the call names but does not want, where they are not here: their
     classes and clip are known without a download."""
     tag = kwargs.get('pretrained_cfg')
-    if pretrained or not isinstance(tag, str) or store.folders(variant, tag):
+    if pretrained or not isinstance(tag, str) or resolve.folders(variant, tag):
         return None
     return entries().get(f'{variant}.{tag}')
 
@@ -168,15 +168,15 @@ def _folder(variant: str, pretrained: bool, allow_pickle: bool, kwargs: dict) ->
     """
     cfg = kwargs.get('pretrained_cfg')
     if isinstance(cfg, str) or (pretrained and not cfg):
-        return store.find(variant, cfg or '')
+        return resolve.find(variant, cfg or '')
     source = (cfg if isinstance(cfg, dict) else cfg.to_dict()) if cfg else {}
     if source.get('source') == 'hf-hub':
         cache = kwargs.get('cache_dir')
-        return store.from_hub(source['hf_hub_id'], pretrained and not allow_pickle, cache)
+        return resolve.from_hub(source['hf_hub_id'], pretrained and not allow_pickle, cache)
     if source.get('source') != 'local-dir':
         return None
     folder = Path(source['file'])
-    weights = store.weights_file(folder)
+    weights = zoo.weights_file(folder)
     if pretrained and not allow_pickle and not os.path.isfile(weights):
         raise FileNotFoundError(one_line(f'{weights} is missing'))
     return folder
@@ -211,7 +211,7 @@ def _check_options(variant: str, own: dict[str, Any], options: dict[str, Any]) -
 
 def _pretrained_cfg(variant: str, config: dict, folder: Path, allow_pickle: bool) -> dict[str, Any]:
     """timm's config of the weights in `folder`."""
-    cfg, path = config['pretrained_cfg'], folder / store.CONFIG
+    cfg, path = config['pretrained_cfg'], folder / zoo.CONFIG
     kinds = get_type_hints(PretrainedCfg)
     for key, value in cfg.items():
         if key not in kinds:
@@ -226,7 +226,7 @@ def _pretrained_cfg(variant: str, config: dict, folder: Path, allow_pickle: bool
     cfg = {
         k: v for k, v in cfg.items() if k not in ('url', 'hf_hub_id', 'state_dict', 'custom_load')
     }
-    weights = store.weights_file(folder)
+    weights = zoo.weights_file(folder)
     return {
         **cfg,
         'architecture': variant,
@@ -270,7 +270,7 @@ def _check_folder(
     Raises:
         BvtamError: it does not, or the config contradicts itself.
     """
-    path = folder / store.CONFIG
+    path = folder / zoo.CONFIG
     told = {'num_classes': cfg['num_classes'], 'in_chans': cfg.get('input_size', [3])[0]}
     try:
         with torch.device('meta'):
@@ -287,7 +287,7 @@ def _check_folder(
     if first_conv is not None and f'{first_conv}.weight' not in net.state_dict():
         raise BvtamError(f'{path}: "first_conv" names no convolution of the net: {first_conv!r}')
     net.pretrained_cfg = cfg
-    strict_filter(filter_fn(_header(store.weights_file(folder))), net)
+    strict_filter(filter_fn(_header(zoo.weights_file(folder))), net)
 
 
 def _header(path: Path) -> dict[str, Tensor]:

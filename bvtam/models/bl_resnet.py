@@ -33,6 +33,8 @@ from ..layers.recompute import (
 from ..layers.tam import stack_tam_weights
 from ._build import build, default_cfg
 
+__all__ = ['BLResNet']
+
 DEPTHS = {50: (3, 4, 6, 3), 101: (4, 8, 18, 3), 152: (5, 12, 30, 3)}
 
 

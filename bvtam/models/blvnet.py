@@ -23,6 +23,8 @@ from ..layers.temporal import temporal_op
 from ._build import build, default_cfg
 from .bl_resnet import DEPTHS, BLResNet, checkpoint_filter_fn
 
+__all__ = ['BLVNet']
+
 
 class BLVNet(BLResNet):
     """bLVNet on clips: (B, C, T, H, W), T even -> (B, num_classes).

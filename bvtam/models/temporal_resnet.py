@@ -51,6 +51,8 @@ from ..layers.tam import stack_tam_weights
 from ..layers.temporal import NoTemporal
 from ._build import build, default_cfg
 
+__all__ = ['TemporalNet', 'temporal_model']
+
 # Nets whose forward_features is: every child before this one, in the order of definition.
 HEAD = {
     resnet.ResNet: 'global_pool',

@@ -1,1 +1,1 @@
-"""A name to a zoo folder: the table of published weights, and the store that finds them."""
+"""A name to a zoo folder: `table.py` has the published weights, `resolve.py` the way from a name to them."""

@@ -12,7 +12,7 @@ from support import textbook
 
 import bvtam
 from bvtam.errors import BvtamError
-from bvtam.weights import store
+from bvtam.weights import resolve
 
 
 def randomize(net, seed=0):
@@ -84,8 +84,8 @@ def test_a_name_finds_what_was_converted(tiny_file, tmp_path, monkeypatch):
     assert bvtam.list_pretrained('swin*') == []
     # the bare name is that of the weights that ship, where there are some
     assert bvtam.create_model('bvtam_tiny_8x2', pretrained=True).num_classes == 28
-    others = store.roots()[:-1]
-    monkeypatch.setattr(store, 'roots', lambda: others)
+    others = resolve.roots()[:-1]
+    monkeypatch.setattr(resolve, 'roots', lambda: others)
     for create, name in (
         (bvtam.create_model, 'bvtam_tiny_8x2.mine'),
         (bvtam.create_model, 'bvtam_tiny_8x2'),

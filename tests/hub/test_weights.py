@@ -23,7 +23,7 @@ from bvtam.engine.setup import build_model
 from bvtam.errors import BvtamError
 from bvtam.hub import cards, download
 from bvtam.hub.push import push_folder
-from bvtam.weights import store, table
+from bvtam.weights import resolve, table, zoo
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ def served(tmp_path, monkeypatch):
             file='release.pth',
             clip={'resize': 256},
         )
-        monkeypatch.setattr(store, 'entries', lambda: {entry.name: entry})
+        monkeypatch.setattr(resolve, 'entries', lambda: {entry.name: entry})
         monkeypatch.setattr('bvtam.hub.convert.entries', lambda: {entry.name: entry})
         yield hub, net, entry
 
@@ -70,7 +70,7 @@ def test_table():
         assert entry.ships or bool(entry.url) != bool(entry.page), name
         assert entry.metrics and entry.licence in ('apache-2.0', 'mit'), name
         where = 'download' if entry.url else 'convert by hand'
-        assert store.where(name) == ('here' if entry.ships else where)
+        assert resolve.where(name) == ('here' if entry.ships else where)
     assert set(found) <= set(bvtam.list_pretrained())
 
 
@@ -78,7 +78,7 @@ def test_table():
 def test_cards_are_not_stale(tmp_path):
     for name, entry in table.entries().items():
         cards.write_folder(entry, tmp_path / name)
-        for file in (store.CARD,) if entry.ships else (store.CONFIG, store.CARD):
+        for file in (zoo.CARD,) if entry.ships else (zoo.CONFIG, zoo.CARD):
             assert (ROOT / 'zoo' / name / file).read_text() == (
                 tmp_path / name / file
             ).read_text(), name
@@ -107,7 +107,7 @@ def test_web_pages_are_explained():
 
 
 def test_a_name_without_its_weights_downloads_nothing(monkeypatch):
-    monkeypatch.setattr(store, 'downloaders', [])
+    monkeypatch.setattr(resolve, 'downloader', None)
     for name in ('tsm_resnet50_f8.k400_dense_mit', NAME):
         entry = table.entries()[name]
         net = bvtam.create_model(name)
@@ -142,7 +142,7 @@ def test_download_converts_once(served):
     for name in (entry.name, 'bvtam_tiny_8x2'):
         assert torch.equal(timm.create_model(name, pretrained=True).eval()(x), model(x))
     assert len(hub.seen('release.pth', 'GET')) == 1
-    assert store.where(entry.name) == 'cache'
+    assert resolve.where(entry.name) == 'cache'
     assert bvtam.verify(entry.name)['golden_error'] < 1e-5
 
 
@@ -165,7 +165,7 @@ def test_download_in_every_layout(served, tmp_path, monkeypatch, case, name):
     url = f'{hub.url}/weights/checkpoint.pth'
     classes = case['config']['num_classes']
     entry = replace(entry, name=name, num_classes=classes, url=url, file=path.name, clip=clip)
-    monkeypatch.setattr(store, 'entries', lambda: {name: entry})
+    monkeypatch.setattr(resolve, 'entries', lambda: {name: entry})
     monkeypatch.setattr('bvtam.hub.convert.entries', lambda: {name: entry})
     logits = bvtam.create_model(name, pretrained=True).eval()(golden.clip(case))
     torch.testing.assert_close(logits, torch.tensor(case['logits']), rtol=1e-4, atol=1e-4)
@@ -188,8 +188,8 @@ def test_a_transfer_that_never_ends_leaves_nothing_to_load(served, monkeypatch):
     hub.fail('release.pth', 404, times=1)
     with pytest.raises(BvtamError, match='answers 404'):
         bvtam.create_model(entry.name, pretrained=True)
-    assert store.where(entry.name) == 'download'
-    assert not (store.cache_dir() / 'downloads' / 'release.pth').exists()
+    assert resolve.where(entry.name) == 'download'
+    assert not (resolve.cache_dir() / 'downloads' / 'release.pth').exists()
     bvtam.create_model(entry.name, pretrained=True)  # once the server has recovered
 
 
@@ -200,9 +200,9 @@ def test_wrong_hash_is_refused(served, monkeypatch):
         BvtamError, match=rf'release.pth gave a file with SHA-256 .* not {"0" * 64}'
     ):
         download.fetch(pinned)
-    assert store.where(entry.name) == 'download'
+    assert resolve.where(entry.name) == 'download'
     folder = download.fetch(entry)
-    weights = folder / store.WEIGHTS
+    weights = folder / zoo.WEIGHTS
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -214,7 +214,7 @@ def test_a_second_download_must_be_as_the_first(served):
     hub, _, entry = served
     folder = download.fetch(entry)
     shutil.rmtree(folder)
-    (store.cache_dir() / 'downloads' / entry.file).unlink()
+    (resolve.cache_dir() / 'downloads' / entry.file).unlink()
     content, hub.files['/weights/release.pth'] = hub.files['/weights/release.pth'], b'another'
     with pytest.raises(BvtamError, match='as the first time'):
         download.fetch(entry)
@@ -232,7 +232,7 @@ def test_offline_is_said(served, monkeypatch):
 def _fetch(entry, environment):
     os.environ.update(environment)
     torch.set_num_threads(1)
-    store.entries = lambda: {entry.name: entry}
+    resolve.entries = lambda: {entry.name: entry}
     return str(download.fetch(entry))
 
 
@@ -356,10 +356,10 @@ def test_verify_finds_what_changed(tmp_path):
     config['model_args']['beta'] = 1  # the same shapes are not to be had with it
     (folder / 'config.json').write_text(json.dumps(config))
     assert bvtam.verify(str(folder))['golden_error'] < 1e-6  # here beta changes nothing
-    (folder / store.GOLDEN).write_bytes(b'')
+    (folder / zoo.GOLDEN).write_bytes(b'')
     with pytest.raises(BvtamError, match='golden.safetensors has SHA-256'):
         bvtam.verify(str(folder))
-    (folder / store.SUMS).unlink()
+    (folder / zoo.SUMS).unlink()
     with pytest.raises(BvtamError, match='SHA256SUMS is missing'):
         bvtam.verify(str(folder))
 
@@ -376,8 +376,8 @@ def shared(tmp_path, monkeypatch):
         net = bvtam.create_model(f'bvtam_r50_{frames}x2', **small)
         folder = bvtam.save_pretrained(net, tmp_path / f'bvtam_r50_{frames}x2.own', half=True)
         if owner:
-            cards.write_config(net, folder / store.CONFIG, weights=owner)
-            (folder / store.WEIGHTS).unlink()
+            cards.write_config(net, folder / zoo.CONFIG, weights=owner)
+            (folder / zoo.WEIGHTS).unlink()
     monkeypatch.setenv('BVTAM_ZOO', str(tmp_path))
     return tmp_path
 
@@ -389,7 +389,7 @@ def test_two_names_share_a_file(shared):
         assert torch.equal(value, long.state_dict()[name]), name
     assert torch.equal(short.layer4[0].conv2.weight, short.layer4[0].conv2.weight.half().float())
     for name in ('bvtam_r50_8x2.own', 'bvtam_r50_16x2.own'):
-        assert store.where(name) == 'here'
+        assert resolve.where(name) == 'here'
         assert bvtam.verify(name)['golden_error'] < 1e-5
     timm.create_model('bvtam_r50_16x2.own', pretrained=True)
     with local_hub.LocalHub() as hub, pytest.MonkeyPatch.context() as patch:
@@ -402,7 +402,7 @@ def test_two_names_share_a_file(shared):
 
 
 def test_a_shared_file_that_is_not_there_or_not_beside(shared):
-    path = shared / 'bvtam_r50_16x2.own' / store.CONFIG
+    path = shared / 'bvtam_r50_16x2.own' / zoo.CONFIG
     good = path.read_text()
     for name in ('../bvtam_r50_8x2.own', '..', '', 3, str(shared / 'bvtam_r50_8x2.own')):
         path.write_text(json.dumps(json.loads(good) | {'weights': name}))
@@ -413,7 +413,7 @@ def test_a_shared_file_that_is_not_there_or_not_beside(shared):
         bvtam.create_model(f'local-dir:{path.parent}', pretrained=True)
     with pytest.raises(BvtamError, match='no weights named bvtam_r50_16x2.own'):
         bvtam.create_model('bvtam_r50_16x2.own', pretrained=True)
-    weights = shared / 'bvtam_r50_8x2.own' / store.WEIGHTS
+    weights = shared / 'bvtam_r50_8x2.own' / zoo.WEIGHTS
     path.write_text(good)
     weights.write_bytes(weights.read_bytes()[:-1] + b'x')
     with pytest.raises(BvtamError, match='has SHA-256'):
@@ -428,9 +428,9 @@ def test_weights_that_ship(name):
     """They are whole, the default of their architecture, and give the logits that they came with."""
     arch, _, tag = name.partition('.')
     assert tag == 'motion' and bvtam.verify(name)['golden_error'] < 1e-4
-    folder = store.find(arch)
-    assert folder == store.find(arch, tag)
-    assert folder.parent == store.roots()[-1]
+    folder = resolve.find(arch)
+    assert folder == resolve.find(arch, tag)
+    assert folder.parent == resolve.roots()[-1]
     net = bvtam.create_model(arch, pretrained=True)
     entry = table.entries()[name]
     assert net.label_names == MotionClips(family='all').label_names
@@ -461,7 +461,7 @@ def test_the_sample_clip_is_named(monkeypatch):
 
 
 def test_an_installation_without_its_weights_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, 'roots', lambda: [tmp_path])
+    monkeypatch.setattr(resolve, 'roots', lambda: [tmp_path])
     with pytest.raises(
         BvtamError, match='bvtam_r50_8x2.motion are missing in .*: install bvtam again'
     ):
