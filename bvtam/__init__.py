@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from ._after_import import after_import
+from .after_import import after_import
 from .clip import ClipConfig
 from .errors import BvtamError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import bvtam
-from bvtam._after_import import after_import
+from bvtam.after_import import after_import
 
 PACKAGE = Path(bvtam.__file__).parent
 
