@@ -188,7 +188,8 @@ def api_reference():
     parts = []
     for name in bvtam.__all__:
         found = getattr(bvtam, name)
-        parts += [f'::: {found.__module__}.{found.__qualname__}', '']
+        parts += [f'::: {found.__module__}.{found.__qualname__}', '    options:']
+        parts += [f'      heading: bvtam.{name}', f'      toc_label: {name}', '']
     return '\n'.join(parts).rstrip()
 
 
