@@ -19,6 +19,7 @@ import typer
 
 import bvtam
 from bvtam.cli import app
+from bvtam.data.list_formats import FORMATS
 from bvtam.deploy import bench
 from bvtam.deploy.flops import flops
 from bvtam.engine.recipe import RECIPES, list_recipes, settings
@@ -193,6 +194,12 @@ def api_reference():
     return '\n'.join(parts).rstrip()
 
 
+def list_formats():
+    """Every format of lists and annotations."""
+    lines = ['| format | looks like |', '|---|---|']
+    return '\n'.join([*lines, *(f'| {cell(f.name)} | {cell(f.shape)} |' for f in FORMATS)])
+
+
 def first_sentence(path):
     """Of the docstring of a module."""
     text = ' '.join((ast.get_docstring(ast.parse(path.read_text())) or '').split())
@@ -252,6 +259,7 @@ PARTS = {
         'peers': peers_table,
         'claims': claims_table,
     },
+    'docs/guides/data_sets.md': {'list_formats': list_formats},
     'docs/reference/cli.md': {'cli': cli_reference},
     'docs/reference/recipes.md': {'recipes': recipe_list, 'settings': settings_table},
     'docs/reference/api.md': {'api': api_reference},
