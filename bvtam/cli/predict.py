@@ -115,9 +115,10 @@ def predict(
     from ..data.failures import Failures
     from ..data.video.addresses import is_url
     from ..data.video.folders import check_frames
+    from ..data.video.in_memory import source_name
     from ..data.video.open import open_video
     from ..data.video.reader import VideoError
-    from ..inference.predict import predict_many, video_name
+    from ..inference.predict import predict_many
     from ..inference.windows import windows_many
 
     suffix = {'torch': '', 'onnx': '.onnx', 'openvino': '.xml'}[runtime]
@@ -158,7 +159,7 @@ def predict(
             readers[i] = open_video(name, **reading)
         elif os.path.isdir(name):
             readers[i] = open_video(name, frames=frames, fps=frame_rate)
-    sources = {video_name(reader): reader for reader in readers}
+    sources = {source_name(reader): reader for reader in readers}
     stems = _stems(list(sources))
     failures = Failures(len(names), max_failed, errors)
     results = []

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 from ..data.datasets import ImageDataset, Record, VideoDataset
 from ..data.transforms import check_channels
 from ..errors import BvtamError
-from ..inference.predict import model_name
+from ..inference.runner import check_classes, is_image, model_name
 from .report import Views
 
 log = logging.getLogger('bvtam')
@@ -52,23 +52,12 @@ def eval_data(
 
 def check_model(model: nn.Module) -> tuple[str, list[str] | None]:
     """Its name, and its label names."""
-    name, labels = model_name(model), getattr(model, 'label_names', None)
+    name = model_name(model)
     if getattr(model, 'clip_config', None) is None:
         raise BvtamError(
             f'{name} has no clip_config, which says how its input is made: set model.clip_config'
         )
-    if not model.num_classes:
-        raise BvtamError(f'{name} has no classifier (num_classes=0); evaluate needs one')
-    if labels and len(labels) != model.num_classes:
-        raise BvtamError(
-            f'{name} has {model.num_classes} classes but {len(labels)} label names; '
-            'give one for each class, or none'
-        )
-    return name, labels
-
-
-def is_image(model: nn.Module) -> bool:
-    return getattr(model, 'input_kind', 'clip') == 'image'
+    return name, check_classes(model, 'evaluate')
 
 
 def _test_views(

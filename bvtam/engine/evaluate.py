@@ -17,15 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.datasets import Record, SampleError, collate
 from ..data.failures import Failures, check_policy, machine_errors, starting_processes
-from ..data.transforms import normalize
 from ..data.video.memory import prefetch
 from ..errors import BvtamError
 from ..inference.eval_mode import evaluating
-from ..inference.predict import check_counts, model_name
 from ..inference.ranks import rank_and_world_size
+from ..inference.runner import Runner, check_counts, model_name
 from .counts import Counts
 from .distributed import gather_failures, quiet_worker
-from .eval_data import EvalData, check_labels, eval_data, is_image
+from .eval_data import EvalData, check_labels, eval_data
 from .report import Evaluation, figure, most_confused, per_class, write_report
 
 log = logging.getLogger('bvtam')
@@ -191,14 +190,12 @@ def _count(
     return failures
 
 
-class _Scorer:
+class _Scorer(Runner):
     """A model as a function from the views of videos to probabilities."""
 
     def __init__(self, model: nn.Module, views: int, batch_size: int) -> None:
-        weight = next(model.parameters(), torch.empty(0))
-        self.model, self.name = model, model_name(model)
+        super().__init__(model, 'evaluate', images=True)
         self.views, self.batch_size = views, batch_size
-        self.device, self.dtype = weight.device, weight.dtype
 
     def __call__(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Clips (B, V, C, T, S, S), or (B, C, T, S, S) where V = 1, and labels (B,) to the scores
@@ -209,28 +206,13 @@ class _Scorer:
             raise BvtamError(
                 f'the dataset has {clips.shape[1]} views of a video, not num_clips * num_crops = {views}'
             )
-        logits = [self._logits(x) for x in clips.flatten(0, 1).split(self.batch_size)]
-        logits = torch.cat(logits).float()
-        if not logits.isfinite().all():
-            raise BvtamError(
-                f'{self.name} gave scores that are not finite; its weights may be damaged'
-            )
+        logits = torch.cat([self.logits(x) for x in clips.flatten(0, 1).split(self.batch_size)])
         each = labels.to(self.device).repeat_interleave(views)
         losses = F.cross_entropy(logits, each, reduction='none')
         scores, losses = (
             x.unflatten(0, (-1, views)).mean(1).cpu() for x in (logits.softmax(1), losses)
         )
         return scores, labels, losses
-
-    def _logits(self, x: Tensor) -> Tensor:
-        x = x.to(self.device, non_blocking=True)
-        pixels = x.dtype == torch.uint8
-        x = normalize(x, self.model.clip_config, self.dtype) if pixels else x.to(self.dtype)
-        if is_image(self.model):
-            if x.shape[2] != 1:
-                raise BvtamError(f'{self.name} takes single images: evaluate it on an ImageDataset')
-            x = x.squeeze(2)
-        return self.model(x)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A page to try a network on: drop or record a video, see what is named, when and where.
+"""A page to try a model on: drop or record a video, see what is named, when and where.
 
 Whoever opens it is a stranger: files have a largest size and length, are read without leaving this
 machine, and are deleted; few wait at a time; who is not on this machine needs a password.
@@ -19,8 +19,9 @@ from ..data.video.open import open_video
 from ..errors import BvtamError
 from ..optional import library
 from .evidence import evidence, save_evidence
-from .predict import Classifier, model_name, predict
+from .predict import Classifier, predict
 from .render import save_timeline
+from .runner import model_name
 from .windows import windows
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def build(model: nn.Module) -> Blocks:
     """The page, for `launch`.
 
     Args:
-        model: a video net of the zoo with weights.
+        model: a video model of the zoo with weights.
 
     Raises:
         BvtamError: no gradio, or as from `predict`.

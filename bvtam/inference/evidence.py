@@ -1,86 +1,97 @@
-"""Where in a clip, and when, a network sees what it names."""
+"""Where in a clip, and when, a model sees what it names."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.sampling import clip_indices
-from ..data.transforms import normalize, read_crops
+from ..data.transforms import read_crops
+from ..data.video.in_memory import source_name
 from ..data.video.open import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
 from ..optional import library
-from .eval_mode import evaluating
-from .predict import Classifier, video_name
+from .predict import Classifier, Score
 
 _MOST_PICTURES = 8
 
 
-def evidence(
-    model: nn.Module, video: Any, topk: int = 5, *, time_limit: float = 60.0
-) -> dict[str, Any]:
+class Evidence(TypedDict):
+    """Maps of the likeliest class, beside the T frames that the model saw."""
+
+    video: str
+    model: str
+    frames: list[int]  # indices
+    times: list[float]  # seconds
+    top: list[Score]
+    pictures: Tensor  # uint8 (T, C, S, S)
+    maps: Tensor  # float32 (T', h, w): logits of the likeliest class less their mean over classes
+
+
+def evidence(model: nn.Module, video: Any, topk: int = 5, *, time_limit: float = 60.0) -> Evidence:
     """Class activation maps of the likeliest class, over time and place (Zhou et al., CVPR 2016).
 
     The classifier is linear and follows an average over steps and places, so what a class leads
     the mean of all classes by is the mean of its map: nothing is approximated. What a place knows
-    of its surroundings and of other frames is in its features, so a map says where the network
+    of its surroundings and of other frames is in its features, so a map says where the model
     looks it up, not which pixels caused it.
 
     Args:
-        model: a video net of the zoo; it is left as it came.
+        model: a video model of the zoo; it is left as it came.
         video: anything that `open_video` takes; of its clips the first one counts, cropped at the centre.
         topk: classes to name.
         time_limit: seconds without progress after which the video is given up.
 
     Returns:
-        `{'video', 'model', 'frames', 'times', 'top', 'pictures', 'maps'}`: indices of the T frames and
-        their times in seconds; `top` as of `predict`; `pictures`, uint8 (T, C, S, S), what the net
-        saw; `maps`, float32 (T', h, w), logits of the likeliest class less their mean over classes.
+        `{'video', 'model', 'frames', 'times', 'top', 'pictures', 'maps'}`; see `Evidence`.
 
     Raises:
-        BvtamError: as from `predict`; a net whose features are not averaged.
+        BvtamError: as from `predict`; a model whose features are not averaged.
         FileNotFoundError: there is no such video.
     """
-    net = Classifier(model, topk, num_clips=1, num_crops=1)
-    clip = replace(net.clip, num_clips=1, num_crops=1)
+    classifier = Classifier(model, topk, num_clips=1, num_crops=1)
+    clip = classifier.clip
     reader = open_video(video, time_limit)
     (indices,) = clip_indices(
         reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
     )
     (views,) = read_crops(reader, indices, clip)
-    with evaluating(model) as view:
-        head = view.get_classifier()
-        x = normalize(views.to(head.weight.device), clip, head.weight.dtype)
-        features = view.forward_features(x)
-        logits = view.forward_head(features)[0].float()
-        weight, bias = head.weight.float(), head.bias.float()
-        place = int(logits.argmax())
-        lead = logits[place] - logits.mean()
-        maps = torch.full((1, 1, 1), torch.nan)
-        if features.shape[1] == weight.shape[1]:
-            contrast = weight[place] - weight.mean(0), bias[place] - bias.mean()
-            maps = torch.einsum('cthw,c->thw', features[0].float(), contrast[0]) + contrast[1]
-        if not torch.isclose(maps.mean(), lead, rtol=1e-2, atol=1e-2 * logits.abs().max()):
-            raise BvtamError(f'{net.name} does not average its features: it has no such maps')
+    logits, maps = classifier.run(views, _activation_maps)
+    if maps is None:
+        raise BvtamError(f'{classifier.name} does not average its features: it has no such maps')
     return {
-        'video': video_name(video),
-        'model': net.name,
+        'video': source_name(video),
+        'model': classifier.name,
         'frames': indices,
         'times': reader.times[indices].tolist(),
-        'top': net.top(logits.softmax(0).cpu()),
+        'top': classifier.top(classifier.finite(logits).softmax(0).cpu()),
         'pictures': views[0].transpose(0, 1),
         'maps': maps.cpu(),
     }
 
 
-def save_evidence(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
+def _activation_maps(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The logits (K,) of one clip, and the maps (T', h, w) of the likeliest class, if they add up."""
+    features, head = model.forward_features(x), model.get_classifier()
+    logits = model.forward_head(features)[0].float()
+    weight, bias = head.weight.float(), head.bias.float()
+    if features.shape[1] != weight.shape[1]:
+        return logits, None
+    best = int(logits.argmax())
+    maps = torch.einsum('cthw,c->thw', features[0].float(), weight[best] - weight.mean(0))
+    maps += bias[best] - bias.mean()
+    lead = logits[best] - logits.mean()
+    adds_up = torch.isclose(maps.mean(), lead, rtol=1e-2, atol=1e-2 * logits.abs().max())
+    return logits, maps if adds_up else None
+
+
+def save_evidence(result: Evidence, path: str | os.PathLike[str]) -> None:
     """A PNG of what `evidence` found: frames with the map over them, evidence over time, scores.
 
     Raises:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -22,14 +21,15 @@ from ..data.video.folders import check_frames
 from ..errors import BvtamError
 from .clips import Clips, clip_plan, read_clips, spans, window_plan
 from .features import Embedder
+from .predict import decoding
 from .ranks import rank_and_world_size
+from .runner import check_counts
 from .shards import FORMATS, ShardFolder
 
 log = logging.getLogger('bvtam')
 
 WHAT = ('clip', 'window', 'pair')
 DTYPES = ('float32', 'float16')
-_LARGEST = 10_000  # beyond it a count is a mistake
 
 
 def extract(
@@ -66,7 +66,7 @@ def extract(
     of the others.
 
     Args:
-        model: a video net of the zoo, on the device that is to be used (see `local_device`); it is
+        model: a video model of the zoo, on the device that is to be used (see `local_device`); it is
             left as it came.
         sources: video files, folders, patterns, URLs.
         out: the folder, new or of the same call.
@@ -81,7 +81,7 @@ def extract(
         format: 'safetensors' or 'parquet'.
         dtype: of the rows on disk, 'float32' or 'float16'.
         shard_size: videos of one shard; its rows are in memory at once.
-        batch_size: clips that go through the net together, each with all of its crops.
+        batch_size: clips that go through the model together, each with all of its crops.
         workers: threads that decode.
         on_error: 'skip' lists a video that cannot be read in `errors.csv`; 'raise' stops there.
         max_failed: share of the videos, on [0, 1], that may fail.
@@ -99,7 +99,7 @@ def extract(
         `{'out', 'videos', 'rows', 'failed', 'shards'}`: what the folder holds now.
 
     Raises:
-        BvtamError: an image net, an option out of range, a folder of other settings or other things,
+        BvtamError: an image model, an option out of range, a folder of other settings or other things,
             more failed videos than allowed, features that are not finite.
         VideoError, OSError: a video that cannot be read, under 'raise'.
     """
@@ -108,20 +108,17 @@ def extract(
         if value not in known:
             raise BvtamError(f'{name} must be one of {", ".join(known)}, not {value!r}')
     check_policy(on_error, ('skip', 'raise'))
-    counts = {'shard_size': shard_size, 'batch_size': batch_size, 'workers': workers}
-    for name, value in counts.items():
-        if not 1 <= value <= _LARGEST:
-            raise BvtamError(f'{name} must be from 1 to {_LARGEST}, not {value}')
+    check_counts(shard_size=shard_size, batch_size=batch_size, workers=workers)
     if (length is None) == (what == 'window') or (every is not None and what != 'window'):
         raise BvtamError(
             "what='window' needs length, in seconds; length and every are for it alone"
         )
-    net = Embedder(model, stage, by_step=what == 'pair')
+    embedder = Embedder(model, stage, by_step=what == 'pair')
     if what == 'window':
         every, length = spans(every, length)
-        plan = window_plan(replace(net.clip, num_clips=1), every, length)
+        plan = window_plan(replace(embedder.clip, num_clips=1), every, length)
     else:
-        plan = clip_plan(net.clip)
+        plan = clip_plan(embedder.clip)
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     protocols = tuple(protocols)
@@ -141,7 +138,7 @@ def extract(
         'num_videos': len(videos),
         'videos_sha256': hashlib.sha256(json.dumps(places).encode()).hexdigest(),
         'prefix': _prefix(videos, places),
-        **net.identity(),
+        **embedder.identity(),
         **({'frames': frames} if frames else {}),
         **({'fps': float(fps)} if fps is not None else {}),
     }
@@ -161,34 +158,34 @@ def extract(
     tell = progress or (lambda done, total: None)
     tell(done, total)
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix='bvtam-decode')
     try:
-        for k, names in todo.items():
-            for head in folder.done().values():  # those of other processes count too
-                failures.reasons.update(head['failed'])
-            shard = _Shard(net, batch_size)
-            reading = read_clips(
-                pool, workers, names, plan, net.clip, time_limit, protocols, frames, fps
-            )
-            names = [named[name] for name in names]
-            for i, clips in reading:
-                tell(done + i, total)
-                if not isinstance(clips, Exception):
-                    shard.add(i, clips)
-                elif on_error == 'raise':
-                    raise clips
-                else:
-                    failures.add(names[i], clips)
-            failed = {name: failures.reasons[name] for name in names if name in failures.reasons}
-            kept = torch.tensor([name not in failed for name in names])
-            folder.write(k, shard.tensors(kept, getattr(torch, dtype)), names, failed)
-            done += len(names)
-            tell(done, total)
+        with decoding(workers) as pool:
+            for k, names in todo.items():
+                for head in folder.done().values():  # those of other processes count too
+                    failures.reasons.update(head['failed'])
+                shard = _Shard(embedder, batch_size)
+                reading = read_clips(
+                    pool, workers, names, plan, embedder.clip, time_limit, protocols, frames, fps
+                )
+                names = [named[name] for name in names]
+                for i, clips in reading:
+                    tell(done + i, total)
+                    if not isinstance(clips, Exception):
+                        shard.add(i, clips)
+                    elif on_error == 'raise':
+                        raise clips
+                    else:
+                        failures.add(names[i], clips)
+                failed = {
+                    name: failures.reasons[name] for name in names if name in failures.reasons
+                }
+                kept = torch.tensor([name not in failed for name in names])
+                folder.write(k, shard.tensors(kept, getattr(torch, dtype)), names, failed)
+                done += len(names)
+                tell(done, total)
     except BvtamError:
         folder.write_errors(failures.reasons)  # with those of the shard that is not finished
         raise
-    finally:
-        pool.shutdown(cancel_futures=True)
     heads = folder.done().values()
     return {
         'out': os.fspath(out),
@@ -245,17 +242,17 @@ class _Shard:
     """Collects the clips of one shard, in order, and turns them into its tensors.
 
     Batches go on from one video to the next and end with the shard, so that the same clips go
-    through the net together however often the extraction was killed in between.
+    through the model together however often the extraction was killed in between.
     """
 
-    def __init__(self, net: Embedder, batch_size: int) -> None:
-        self.net, self.batch_size = net, batch_size
+    def __init__(self, embedder: Embedder, batch_size: int) -> None:
+        self.embedder, self.batch_size = embedder, batch_size
         self.waiting: list[Tensor] = []
         self.videos: list[int] = []
-        shape = 0, net.clip.num_frames  # for a shard in which all videos failed
+        shape = 0, embedder.clip.num_frames  # for a shard in which all videos failed
         self.frames = [torch.zeros(shape, dtype=torch.int64)]
         self.times = [torch.zeros(shape, dtype=torch.float64)]
-        self.features = [torch.zeros(0, net.rows, net.width)]
+        self.features = [torch.zeros(0, embedder.rows, embedder.width)]
 
     def add(self, video: int, clips: Clips) -> None:
         self.videos += [video] * len(clips.pixels)
@@ -266,7 +263,7 @@ class _Shard:
             self._run()
 
     def _run(self) -> None:
-        self.features.append(self.net(self.waiting[: self.batch_size]))
+        self.features.append(self.embedder(self.waiting[: self.batch_size]))
         del self.waiting[: self.batch_size]
 
     def tensors(self, kept: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -275,11 +272,11 @@ class _Shard:
             self._run()
         videos = torch.tensor(self.videos, dtype=torch.int64)
         kept = kept[videos]  # a video that fails in its middle has left clips behind
-        places = self.net.places(self.net.clip.num_frames)
+        places = self.embedder.places(self.embedder.clip.num_frames)
         features = torch.cat(self.features)[kept].flatten(0, 1)
         if not features.isfinite().all():
             raise BvtamError(
-                f'{self.net.name} gave features that are not finite; its weights may be damaged'
+                f'{self.embedder.name} gave features that are not finite; its weights may be damaged'
             )
         if not features.to(dtype).isfinite().all():
             raise BvtamError(f"features up to {features.abs().max():g} need dtype='float32'")
@@ -287,5 +284,5 @@ class _Shard:
             'features': features.to(dtype),
             'frames': torch.cat(self.frames)[kept][:, places].flatten(0, 1),
             'times': torch.cat(self.times)[kept][:, places].flatten(0, 1),
-            'video': videos[kept].repeat_interleave(self.net.rows),
+            'video': videos[kept].repeat_interleave(self.embedder.rows),
         }

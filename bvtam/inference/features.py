@@ -1,4 +1,4 @@
-"""A video net as a function from clips to embeddings."""
+"""A video model as a function from clips to embeddings."""
 
 from __future__ import annotations
 
@@ -8,43 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.transforms import check_channels, normalize
 from ..errors import BvtamError, nearest
-from .eval_mode import evaluating
-from .predict import model_name
+from .runner import Runner
 
 
-class Embedder:
-    """Embeddings of clips, at a stage of a net.
+class Embedder(Runner):
+    """Embeddings of clips, at a stage of a model.
 
     Args:
-        model: a video net of the zoo, on the device that is to be used.
+        model: a video model of the zoo, on the device that is to be used.
         stage: 'pooled' for what the classifier takes; else the name or the number of a stage in
             `model.feature_info`, averaged over height and width.
         by_step: one embedding for each step in time at that stage, not one for the clip.
 
     Attributes:
-        name: of the net.
         stage: 'pooled' or the whole name of the stage.
         rows, width: embeddings R of a clip, and numbers D of each.
 
     Raises:
-        BvtamError: an image net, a net without a head or a pooling, an unknown stage.
+        BvtamError: an image model, one without a head or a pooling, an unknown stage.
     """
 
     def __init__(
         self, model: nn.Module, stage: str | int = 'pooled', by_step: bool = False
     ) -> None:
-        self.name = model_name(model)
-        self.model, self.clip = model, getattr(model, 'clip_config', None)
-        if self.clip is None or getattr(model, 'input_kind', 'clip') == 'image':
-            raise BvtamError(f'{self.name} takes single images; extract needs a video net')
-        check_channels(self.name, self.clip, model)
+        super().__init__(model, 'extract')
         if not hasattr(model, 'forward_head'):
-            raise BvtamError(f'{self.name} has no head; extract needs a net without features_only')
+            raise BvtamError(
+                f'{self.name} has no head; extract needs a model without features_only'
+            )
         self.by_step = by_step
         self.index, self.stage = self._find(str(stage))
-        self.weight = next(model.parameters(), torch.empty(0))
         size = self.clip.crop_size
         blank = torch.zeros(
             (1, len(self.clip.mean), self.clip.num_frames, size, size), dtype=torch.uint8
@@ -65,7 +59,7 @@ class Embedder:
         )
 
     def identity(self) -> dict[str, Any]:
-        """All of the net that decides its embeddings; the weights as SHA-256 of names and values."""
+        """All of the model that decides its embeddings; the weights as SHA-256 of names and values."""
         weights = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             weights.update(f'{name} {tensor.dtype} {tuple(tensor.shape)};'.encode())
@@ -74,32 +68,30 @@ class Embedder:
             'model': self.name,
             'model_options': getattr(self.model, 'model_options', {}),
             'weights_sha256': weights.hexdigest(),
-            'precision': str(self.weight.dtype).removeprefix('torch.'),
+            'precision': str(self.dtype).removeprefix('torch.'),
             'stage': self.stage,
             'clip': self.clip.to_dict(),
         }
 
     def __call__(self, clips: list[Tensor]) -> Tensor:
         """n clips, uint8 (crops, C, T, S, S) each -> float32 (n, R, D) on the CPU, crops averaged."""
-        pixels = torch.stack(clips).to(self.weight.device)
-        x = normalize(pixels.flatten(0, 1), self.clip, dtype=self.weight.dtype)
-        with evaluating(self.model) as net:
-            embedded = self._embed(net, x).float()
+        pixels = torch.stack(clips)
+        embedded = self.run(pixels.flatten(0, 1), self._embed).float()
         return embedded.unflatten(0, pixels.shape[:2]).mean(1).cpu()
 
-    def _embed(self, net: nn.Module, x: Tensor) -> Tensor:
+    def _embed(self, model: nn.Module, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, R, D)."""
         if self.index is not None:
-            (maps,) = net.forward_intermediates(
+            (maps,) = model.forward_intermediates(
                 x, indices=[self.index], stop_early=True, intermediates_only=True
             )
             steps = maps.mean((3, 4)).transpose(1, 2)
             return steps if self.by_step else steps.mean(1, keepdim=True)
-        maps, steps = net.forward_features(x), 1
+        maps, steps = model.forward_features(x), 1
         if self.by_step:  # the head averages over time, so each step goes there as a clip
             steps = maps.shape[2]
             maps = maps.transpose(1, 2).flatten(0, 1).unsqueeze(2)
-        pooled = net.forward_head(maps, pre_logits=True)
+        pooled = model.forward_head(maps, pre_logits=True)
         if pooled.ndim != 2:
             raise BvtamError(f"{self.name} does not pool (global_pool=''); name a stage")
         return pooled.unflatten(0, (-1, steps))

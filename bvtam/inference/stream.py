@@ -1,8 +1,8 @@
-"""A video net on frames as they come: features and a running answer, in constant memory.
+"""A video model on frames as they come: features and a running answer, in constant memory.
 
 Every layer that mixes frames holds the few that it still needs (`layers/streaming.py`). A frame goes
-through the net once, however the clips that it belongs to overlap; what comes out, some frames later,
-is what the net gives for the whole video.
+through the model once, however the clips that it belongs to overlap; what comes out, some frames later,
+is what the model gives for the whole video.
 """
 
 from __future__ import annotations
@@ -10,32 +10,32 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from ..data.transforms import normalize, to_crops
+from ..data.transforms import to_crops
 from ..data.video.addresses import PROTOCOLS
 from ..data.video.open import open_video
 from ..data.video.reader import closed_at_exit
 from ..errors import BvtamError
 from ..layers.streaming import run
-from .predict import Classifier
+from .predict import Classifier, Score
 
 _TOLERANCE = 1e-6  # seconds; times of frames are rounded
 
 
 class StreamStep(NamedTuple):
-    """What a net gives for one step of time, a pair of frames for bLVNet.
+    """The output of a model for one step of time, a pair of frames for bLVNet.
 
     Attributes:
         index: number of the step, from 0.
         features: (B, C, h, w), what `forward_features` has at this step of the whole video.
         embedding: (B, num_features), pooled features averaged over the steps so far; None where the
-            net does not pool.
+            model does not pool.
         logits: (B, num_classes) of them; those of the last step are `model(video)`. None where the
-            net has no classifier.
+            model has no classifier.
     """
 
     index: int
@@ -45,7 +45,7 @@ class StreamStep(NamedTuple):
 
 
 class Stream:
-    """A net in eval mode that takes the frames of a video one by one.
+    """A model in eval mode that takes the frames of a video one by one.
 
         stream = bvtam.stream(model)
         for frame in frames:             # (B, C, H, W), normalised
@@ -55,18 +55,18 @@ class Stream:
             ...
 
     Args:
-        model: a video net of this package; its weights are used as they are at every step.
+        model: a video model of this package; its weights are used as they are at every step.
         last: steps that the running answer is of, the last ones; all by default.
 
     Raises:
-        BvtamError: an image net, a net in training mode, `last` below 1.
+        BvtamError: an image model, one in training mode, `last` below 1.
     """
 
     def __init__(self, model: nn.Module, last: int | None = None) -> None:
         if not hasattr(model, 'stream_stages'):
-            raise BvtamError(f'{type(model).__name__} is no video net that can stream')
+            raise BvtamError(f'{type(model).__name__} cannot stream: it has no stream_stages()')
         if model.training:
-            raise BvtamError('a stream needs a net in eval mode: call model.eval() first')
+            raise BvtamError('a stream needs a model in eval mode: call model.eval() first')
         if last is not None and last < 1:
             raise BvtamError(f'last must be 1 step or more, not {last}')
         self.model, self.last = model, last
@@ -136,7 +136,7 @@ class Stream:
     def _answer(self, x: Tensor) -> StreamStep:
         index, self._steps = self._steps, self._steps + 1
         pooled = self.model.forward_head(x.unsqueeze(2), pre_logits=True)
-        if pooled.ndim > 2:  # the net was made with global_pool=''
+        if pooled.ndim > 2:  # the model was made with global_pool=''
             return StreamStep(index, x, None, None)
         wide = torch.float32 if pooled.device.type == 'mps' else torch.float64  # which that lacks
         self._sum = self._sum + pooled.to(wide)
@@ -153,6 +153,14 @@ class Stream:
         )
 
 
+class StreamAnswer(TypedDict):
+    """The likeliest classes so far, at a step: the seconds and the number of its last frame."""
+
+    time: float
+    frame: int
+    top: list[Score]
+
+
 @closed_at_exit
 def predict_stream(
     model: nn.Module,
@@ -162,46 +170,44 @@ def predict_stream(
     fps: float | None = None,
     last: int | None = None,
     time_limit: float = 60.0,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[StreamAnswer]:
     """Answers about a video while it comes, in constant memory and whether or not it ends.
 
     Args:
-        model: a video net in eval mode, as of `predict`; the first crop of its `clip_config`.
+        model: a video model in eval mode, as of `predict`; the first crop of its `clip_config`.
         video: anything that `open_video` takes; a pipe is read as it comes, and a camera
             (/dev/video0) as one.
         topk: classes of each answer.
-        fps: frames a second that the net sees; all by default, and never more than there are.
+        fps: frames a second that the model sees; all by default, and never more than there are.
         last: steps that an answer is of; all so far by default.
         time_limit: seconds without progress after which the video is given up.
 
     Yields:
-        for each step `{'time': seconds of its last frame, 'frame': number of it, 'top': [{'label',
-        'index', 'score'}, ...]}`. A lone last frame of a pair counts twice.
+        for each step `{'time', 'frame', 'top': [{'label', 'index', 'score'}, ...]}`; see
+        `StreamAnswer`. A lone last frame of a pair counts twice.
 
     Raises:
         BvtamError: as from `predict` and `stream`, or `fps` that is not positive.
     """
     if fps is not None and not 0 < fps < math.inf:
         raise BvtamError(f'fps must be above 0, not {fps}')
-    net = Classifier(model, topk, num_clips=1, num_crops=1)
-    steps, weight = stream(model, last), next(model.parameters())
+    classifier, steps = Classifier(model, topk, num_clips=1, num_crops=1), stream(model, last)
     waiting: deque[tuple[float, int]] = deque()  # time and number of each step's last frame
 
-    def answers(found: list[StreamStep]) -> Iterator[dict[str, Any]]:
+    def answers(found: list[StreamStep]) -> Iterator[StreamAnswer]:
         for step in found:
             second, number = waiting.popleft()
-            top = net.top(net.probabilities(step.logits)[0])
-            yield {'time': second, 'frame': number, 'top': top}
+            scores = classifier.finite(step.logits)[0].softmax(0).cpu()
+            yield {'time': second, 'frame': number, 'top': classifier.top(scores)}
 
     due, seen, x = 0.0, 0, None
-    reader = open_video(video, time_limit, PROTOCOLS, net.clip.colors)
+    reader = open_video(video, time_limit, PROTOCOLS, classifier.clip.colors)
     for number, (second, picture) in enumerate(reader.play()):
         if fps is not None:
             if second < due - _TOLERANCE:
                 continue
             due = (second if second > due + 1 / fps else due) + 1 / fps  # a gap is not made up for
-        pixels = to_crops(picture[None], net.clip).to(weight.device)
-        x = normalize(pixels, net.clip, weight.dtype)[:, :, 0]
+        x = classifier.inputs(to_crops(picture[None], classifier.clip))[:, :, 0]
         seen += 1
         if seen % model.frames_per_step == 0:
             waiting.append((second, number))
@@ -214,5 +220,5 @@ def predict_stream(
 
 
 def stream(model: nn.Module, last: int | None = None) -> Stream:
-    """The net as one that takes frames one by one; see `Stream`."""
+    """The model as one that takes frames one by one; see `Stream`."""
     return Stream(model, last)

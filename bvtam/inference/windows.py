@@ -1,18 +1,38 @@
-"""What a net sees in a long video, window by window."""
+"""The classes that a model sees in a long video, window by window."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
 from ..data.failures import Failures, check_policy, machine_errors
-from ..data.video.in_memory import is_one
+from ..data.video.in_memory import is_one, source_name
 from ..data.video.open import open_video
 from ..data.video.reader import VideoError, closed_at_exit
 from .clips import cut, read_clips, spans, window_plan
-from .predict import Classifier, check_counts, decoding, video_name
+from .predict import Classifier, Score, decoding
+from .runner import check_counts
+
+
+class WindowScores(TypedDict):
+    """The likeliest classes from `start` to `end`, in seconds; the rest as of `Prediction`."""
+
+    start: float
+    end: float
+    frames: list[int]
+    top: list[Score]
+
+
+class WindowedVideo(TypedDict):
+    """The windows of a video, `length` seconds long, that begin `every` seconds."""
+
+    video: str
+    model: str
+    every: float
+    length: float
+    windows: list[WindowScores]
 
 
 def windows(
@@ -28,40 +48,40 @@ def windows(
     workers: int = 2,
     time_limit: float = 60.0,
     progress: Callable[[int, int], object] | None = None,
-) -> dict[str, Any]:
+) -> WindowedVideo:
     """The likeliest classes in each window of a video; see `cut` for what its windows are.
 
     A window is treated as `predict` treats a video. Some windows at a time are decoded, by threads,
     so that memory does not grow with the video.
 
     Args:
-        model: a video net of the zoo; it is left as it came.
+        model: a video model of the zoo; it is left as it came.
         video: anything that `open_video` takes.
         every: seconds from the start of a window to that of the next.
         length: seconds of a window, at least `every`, which it is by default.
         topk: classes of a window to return; all of them where the model has fewer.
         num_clips, num_crops: views of a window; by default those of `model.clip_config`.
-        batch_size: views that go through the net together, of one window or several.
+        batch_size: views that go through the model together, of one window or several.
         workers: threads that decode.
         time_limit: seconds without progress after which the video is given up.
         progress: called with the numbers of windows done and of all.
 
     Returns:
-        `{'video', 'model', 'every', 'length', 'windows': [{'start', 'end', 'frames', 'top'}, ...]}`:
-        `start` and `end` in seconds, `frames` and `top` as of `predict`.
+        `{'video', 'model', 'every', 'length', 'windows': [{'start', 'end', 'frames', 'top'}, ...]}`;
+        see `WindowScores`.
 
     Raises:
         BvtamError: as from `predict`; `every` or `length` out of range.
         FileNotFoundError: there is no such video.
     """
     check_counts(batch_size=batch_size, workers=workers)
-    net = Classifier(model, topk, num_clips, num_crops)
+    classifier = Classifier(model, topk, num_clips, num_crops)
     every, length = spans(every, length)
-    plan = window_plan(net.clip, every, length)
+    plan = window_plan(classifier.clip, every, length)
     reader = open_video(video, time_limit)
     with machine_errors(reader.name):
         found, rows = cut(reader.times, reader.duration, every, length), plan(reader)
-    clip = net.clip
+    clip = classifier.clip
 
     def clips() -> Iterator[tuple[int, Tensor]]:
         count = 0
@@ -76,20 +96,20 @@ def windows(
     tell(0, len(found))
     results = []
     with decoding(workers) as pool:
-        for number, scores in net.classify(clips(), batch_size):
+        for number, scores in classifier.classify(clips(), batch_size):
             mine = rows[number * clip.num_clips : (number + 1) * clip.num_clips]
             results.append(
                 {
                     'start': found[number].start,
                     'end': found[number].end,
                     'frames': [index for indices in mine for index in indices],
-                    'top': net.top(scores),
+                    'top': classifier.top(scores),
                 }
             )
             tell(len(results), len(found))
     return {
-        'video': video_name(video),
-        'model': net.name,
+        'video': source_name(video),
+        'model': classifier.name,
         'every': float(every),
         'length': float(length),
         'windows': results,
@@ -108,8 +128,8 @@ def windows_many(
     failures: Failures | None = None,
     progress: Callable[[int, int], object] | None = None,
     **options: Any,
-) -> Iterator[dict[str, Any]]:
-    """What `windows` returns of each video, in their order.
+) -> Iterator[WindowedVideo]:
+    """The result of `windows` for each video, in their order.
 
     Args:
         model, every, length, topk, options: of `windows`.
@@ -129,6 +149,6 @@ def windows_many(
         except (VideoError, OSError) as error:
             if on_error == 'raise':
                 raise
-            failures.add(video_name(video), error)
+            failures.add(source_name(video), error)
         else:
             yield result

@@ -670,9 +670,9 @@ def test_wrong_options_and_nets_are_one_line(corpus, tmp_path):
         broken.weight[0, 0, 0, 0, 0] = float('nan')
     needs_length = "what='window' needs length, in seconds"
     for model, options, message in (
-        (image, {}, 'Small takes single images; extract needs a video net'),
+        (image, {}, 'Small takes single images; extract needs a video model'),
         (Small(None), {}, 'Small takes single images'),
-        (features_only, {}, 'has no head; extract needs a net without features_only'),
+        (features_only, {}, 'has no head; extract needs a model without features_only'),
         (unpooled, {}, r"bvtam_tiny_8x2 does not pool \(global_pool=''\); name a stage"),
         (real(), {'stage': 'layer9'}, "no stage 'layer9'; did you mean layer.*; give pooled, stem"),
         (real(), {'stage': 5}, "has no stage '5'.* or a number from 0 to 4"),

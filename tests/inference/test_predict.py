@@ -165,7 +165,7 @@ def test_what_predict_cannot_do_says_so(video, tmp_path):
     model = Probe()
     model.input_kind = 'image'
     with pytest.raises(
-        BvtamError, match='probe_8x2 takes single images; predict needs a video net'
+        BvtamError, match='probe_8x2 takes single images; predict needs a video model'
     ):
         predict(model, video)
     model = Probe()

@@ -139,7 +139,7 @@ def test_nets_without_classifier_or_pooling():
 
 
 def test_what_cannot_stream():
-    with pytest.raises(BvtamError, match='BLResNet is no video net'):
+    with pytest.raises(BvtamError, match='BLResNet cannot stream'):
         bvtam.stream(bvtam.create_model('blresnet50'))
     net = bvtam.create_model('bvtam_tiny_8x2')
     with pytest.raises(BvtamError, match=r'call model.eval\(\) first'):
