@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ..clip import ClipConfig
 from ..data.datasets import Record, VideoDataset
 from ..data.motion.clips import MotionClips
-from ..data.motion.h264 import write_video
+from ..data.motion.h264 import write_clip
 from ..data.transforms import check_channels
 from .eval_data import check_model
 from .evaluate import evaluate
@@ -100,7 +100,7 @@ class _Encoded(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.clips[index]
-        path = write_video(self.folder / f'{index}.mp4', sample['clip'], _FPS, gop=250)
+        path = write_clip(self.folder / f'{index}.mp4', sample['clip'], _FPS, gop=250)
         read = VideoDataset([Record(str(path), sample['label'])], self.clip)[0]
         path.unlink()
         return read | {'index': index, 'video': sample['video']}

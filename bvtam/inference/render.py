@@ -21,10 +21,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..data.prepare.encode import Encoding, write_video
+from ..data.prepare.encode import Encoding
 from ..data.video.colors import UNTAGGED
 from ..data.video.open import open_video
 from ..data.video.reader import Reader, VideoError
+from ..data.video.write import write_video
 from ..errors import BvtamError, one_line
 from ..files import atomic_file
 from ..optional import library
@@ -171,9 +172,9 @@ def save_annotated(
         if gif:
             _write_gif(new, images(), ticks)
         else:
-            chunks = (F.pil_to_tensor(image)[None] for image in images())
-            quality, aspect = Encoding(gop=50, quality=20), reader.pixel_aspect
-            write_video(new, chunks, reader.times, reader.duration, quality, aspect, tags)
+            pictures = map(F.pil_to_tensor, images())
+            coding, aspect = Encoding(gop=50, quality=20).coding, reader.pixel_aspect
+            write_video(new, pictures, reader.times, reader.duration, coding, aspect, tags)
 
 
 def _changes(found: list[dict[str, Any]]) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import BvtamError
 from ...files import refuse_links, write_file
 from .clips import MotionClips
-from .h264 import check_even, write_video
+from .h264 import check_even, write_clip
 
 log = logging.getLogger('bvtam')
 
@@ -76,7 +76,7 @@ def write_videos(
             videos = dict(zip(missing, clips.render(missing)[0] if missing else (), strict=True))
             for i, path, name in zip(indices, paths, names, strict=True):
                 if i in videos:
-                    write_video(path, videos[i], fps, quantiser, gop)
+                    write_clip(path, videos[i], fps, quantiser, gop)
                 rows.append((path.relative_to(out).as_posix(), name))
                 yield path
         table = io.StringIO(newline='')
@@ -132,4 +132,4 @@ def sample_clip(path: str | os.PathLike[str]) -> Path:
     """
     clips = MotionClips(num_frames=100, size=(240, 320), family='direction')
     video, _ = clips.render([48], [clips.label_names.index('right')])
-    return write_video(path, video[0], fps=25, quantiser=29, gop=250)
+    return write_clip(path, video[0], fps=25, quantiser=29, gop=250)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...errors import BvtamError
 from ...files import atomic_file
+from ..video.write import Coding, write_video
 
 
 def recode(clip_CTHW: Tensor, quantiser: int) -> Tensor:
@@ -53,7 +54,7 @@ def recode(clip_CTHW: Tensor, quantiser: int) -> Tensor:
     return torch.stack(pictures).permute(3, 0, 1, 2)
 
 
-def write_video(
+def write_clip(
     path: str | os.PathLike[str],
     clip_CTHW: Tensor,
     fps: float = 25.0,
@@ -73,15 +74,14 @@ def write_video(
         BvtamError: frames of an odd height or width, or a file that cannot be written.
     """
     path = Path(path)
-    _, _, height, width = clip_CTHW.shape
+    _, num_frames, height, width = clip_CTHW.shape
     check_even(path, height, width)
-    with atomic_file(path) as new, av.open(f'file:{new}', 'w', format='mp4') as container:
-        options = {'qp': str(quantiser), 'g': str(gop), 'preset': 'slow', 'threads': '1'}
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream('libx264', rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
-        for picture in [*_pictures(clip_CTHW), None]:
-            container.mux(stream.encode(picture))
+    rate = Fraction(fps).limit_denominator(1001)
+    options = {'qp': str(quantiser), 'g': str(gop), 'preset': 'slow'}
+    coding = Coding('libx264', options, clock=rate, quick_start=False)
+    times = torch.arange(num_frames, dtype=torch.float64) / float(rate)
+    with atomic_file(path) as new:
+        write_video(new, clip_CTHW.unbind(1), times, num_frames / float(rate), coding)
     return path
 
 

@@ -6,12 +6,10 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import torch
-from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torchvision.io import encode_jpeg
 from torchvision.transforms.v2 import functional as F
@@ -20,20 +18,18 @@ from ...errors import BvtamError
 from ...files import sync
 from ..failures import machine_errors
 from ..records import Record, open_record
-from ..video.colors import UNTAGGED, Tags, check_colors, from_rgb
+from ..video.colors import UNTAGGED, check_colors
 from ..video.reader import Reader, VideoError
+from ..video.write import Coding, write_video
 from .workers import watch
 
 log = logging.getLogger('bvtam')
 
 FORMATS = {'video': (18, 0, 51), 'frames': (95, 1, 100)}  # quality: by default, least, most
 IMAGE_NAME = '{:05d}.jpg'  # counted from 1, as in the authors' frame folders
-# Ticks a second. MPEG-4 allows no more than 65535 of them.
-_CLOCK = {'libx264': 90000, 'mpeg4': 60000}
 _CHUNK_BYTES = 64 << 20  # of pictures that are held at a time
 _TOLERANCE = 1e-6  # seconds
-_LOOKAHEAD_BYTES = 512 << 20  # of frames that x264 looks at ahead
-_HUNG = 60  # times the time limit; it counts progress in reading, this the hours of a decoder
+_HUNG = 60  # time limits without a chunk of frames: the decoder never returns
 
 
 @dataclass
@@ -63,7 +59,7 @@ class Encoding:
         self.quality = best if self.quality is None else self.quality
         if self.format == 'video' and self.colors != 'tagged':
             raise BvtamError(
-                f'colors {self.colors} is of frames: a video keeps its tags, by which each network '
+                f'colors {self.colors} is of frames: a video keeps its tags, by which each model '
                 'sees the colours that it needs; leave it out, or take the format frames'
             )
         if self.size < 16 or self.size % 2:
@@ -77,6 +73,21 @@ class Encoding:
                 f'quality of {self.format} must be from {least} to {most}, not {self.quality}'
             )
         self.codec = 'jpeg' if self.format == 'frames' else _video_codec()
+
+    @property
+    def coding(self) -> Coding:
+        """Of a video: it can be entered at every `gop`-th frame, and no frame depends on a later one,
+        so that a reader decodes at most `gop` of them to reach any."""
+        options = {'g': str(self.gop), 'bf': '0'}
+        if self.codec == 'libx264':
+            options |= {'crf': str(self.quality), 'preset': 'fast'}
+            options |= {'keyint_min': str(self.gop), 'sc_threshold': '0'}  # keyframes nowhere else
+            return Coding(self.codec, options)
+        # Its quantiser runs from 1 to 31, in units of 118.
+        quantiser = str(118 * max(1, round(self.quality / 8)))
+        return Coding(
+            self.codec, options | {'flags': '+qscale', 'global_quality': quantiser}, 60000
+        )
 
 
 def _video_codec() -> str:
@@ -104,17 +115,19 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
             tags = reader.tags if encoding.format == 'video' else UNTAGGED
     except OSError as error:
         raise VideoError(error) from None
-    chunks = _pictures(reader, indices, encoding.size, _HUNG * time_limit)
+    chunks = _chunks(reader, indices, encoding.size, _HUNG * time_limit)
+    pictures = (picture for chunk in chunks for picture in chunk)
     if encoding.format == 'frames':
-        write_frames(path, chunks, encoding.quality)
+        write_frames(path, pictures, encoding.quality)
         return len(indices)
     try:
         aspect = reader.pixel_aspect
-        write_video(path, chunks, times, duration, encoding, aspect, tags)
+        write_video(path, pictures, times, duration, encoding.coding, aspect, tags)
     except av.FFmpegError as error:
         if isinstance(error, OSError):
             raise
         raise VideoError(f'{part.source} cannot be encoded: {error.strerror}') from None
+    sync(path)
     return len(indices)
 
 
@@ -141,9 +154,7 @@ def _selection(reader: Reader, part: Record, fps: float | None) -> tuple[list[in
     return indices.tolist(), times, duration
 
 
-def _pictures(
-    reader: Reader, indices: Sequence[int], size: int, patience: float
-) -> Iterator[Tensor]:
+def _chunks(reader: Reader, indices: Sequence[int], size: int, patience: float) -> Iterator[Tensor]:
     """The frames at `indices`, resized, some at a time, so that a long video needs little memory."""
 
     def smaller(picture: Tensor) -> Tensor:
@@ -166,94 +177,18 @@ def _pictures(
         yield pictures
 
 
-def write_video(
-    path: Path,
-    chunks: Iterable[Tensor],
-    times: Tensor,
-    duration: float,
-    encoding: Encoding,
-    pixel_aspect: Fraction = Fraction(1),
-    tags: Tags = UNTAGGED,
-) -> None:
-    """An MP4 file without sound that can be entered at every `gop`-th frame.
-
-    No frame depends on a later one, so that frames are stored in the order in which they are shown,
-    and a reader decodes at most `gop` of them to reach any. One thread encodes, so that the same
-    pictures give the same bytes.
-
-    Args:
-        path: of the file, on disk when this returns.
-        chunks: uint8 RGB tensors (T, C, H, W), T frames each; H and W even and always the same.
-        times: (V,) seconds at which the frames are shown, rising from 0.
-        duration: seconds from the first frame to the end of the last.
-        encoding: codec, gop and quality.
-        pixel_aspect: width of a pixel over its height, for players.
-        tags: of the video that the pictures are of, kept: its matrix and range are those that the
-            pictures are coded by.
-
-    Raises:
-        OSError: the file cannot be written.
-        av.FFmpegError: the encoder refuses the pictures.
-    """
-    codec, gop, quality = encoding.codec, encoding.gop, encoding.quality
-    clock = _CLOCK[codec]
-    ticks = torch.cat([times, times.new_tensor([duration])]).mul(clock).round().long().tolist()
-    for i in range(1, len(ticks)):  # frames nearer to each other than a tick
-        ticks[i] = max(ticks[i], ticks[i - 1] + 1)
-    options = {'g': str(gop), 'bf': '0'}
-    if codec == 'libx264':
-        options |= {'crf': str(quality), 'preset': 'fast'}
-        options |= {'keyint_min': str(gop), 'sc_threshold': '0'}  # keyframes nowhere else
-    else:  # its quantiser runs from 1 to 31, in units of 118
-        options |= {'flags': '+qscale', 'global_quality': str(118 * max(1, round(quality / 8)))}
-
-    with av.open(str(path), 'w', format='mp4', options={'movflags': '+faststart'}) as container:
-        rate = Fraction(len(times) * clock, ticks[-1]).limit_denominator(1001)
-        stream = container.add_stream(codec, rate=max(rate, Fraction(1, 1001)), options=options)
-        stream.pix_fmt = 'yuv420p'
-        encoder = stream.codec_context
-        stream.time_base = encoder.time_base = Fraction(1, clock)
-        encoder.thread_count = 1
-        if pixel_aspect != 1:
-            encoder.sample_aspect_ratio = pixel_aspect
-        encoder.colorspace, encoder.color_range = tags.matrix, tags.range
-        encoder.color_primaries, encoder.color_trc = tags.primaries, tags.transfer
-        reformatter = VideoReformatter()
-        place = {tick: i for i, tick in enumerate(ticks)}
-
-        def mux(packets: list[av.Packet]) -> None:
-            for packet in packets:  # the encoder makes every frame last as long as the mean
-                packet.duration = ticks[place[packet.pts] + 1] - packet.pts
-                container.mux(packet)
-
-        pictures = (picture for chunk in chunks for picture in chunk)
-        for i, picture in enumerate(pictures):
-            if i == 0:
-                stream.height, stream.width = picture.shape[1:]
-                ahead = _LOOKAHEAD_BYTES // picture.numel()
-                if codec == 'libx264' and ahead < 30:  # its preset's
-                    encoder.options |= {'rc-lookahead': str(ahead)}
-            rgb_HWC = picture.permute(1, 2, 0).contiguous().numpy()
-            frame = from_rgb(reformatter, rgb_HWC, tags)
-            frame.pts, frame.time_base = ticks[i], stream.time_base
-            mux(stream.encode(frame))
-        mux(stream.encode(None))
-    sync(path)
-
-
-def write_frames(folder: Path, chunks: Iterable[Tensor], quality: int) -> None:
+def write_frames(folder: Path, pictures: Iterable[Tensor], quality: int) -> None:
     """A new folder of JPEG files `00001.jpg`, `00002.jpg`, and so on.
 
     Args:
         folder: made here; its files are on disk when this returns.
-        chunks: uint8 RGB tensors (T, C, H, W), T frames each.
+        pictures: uint8 RGB tensors (C, H, W).
         quality: of the JPEG files, from 1 to 100 (best).
 
     Raises:
         OSError: a file cannot be written.
     """
     folder.mkdir()
-    pictures = (picture for chunk in chunks for picture in chunk)
     for number, picture in enumerate(pictures, 1):
         jpeg = encode_jpeg(picture.contiguous(), quality)
         (folder / IMAGE_NAME.format(number)).write_bytes(jpeg.numpy())

@@ -24,7 +24,7 @@ from bvtam.data.motion.clips import (
     TwoLengths,
 )
 from bvtam.data.motion.files import sample_clip, write_videos
-from bvtam.data.motion.h264 import recode, write_video
+from bvtam.data.motion.h264 import recode, write_clip
 from bvtam.data.motion.paint import uniform
 from bvtam.errors import BvtamError
 
@@ -402,8 +402,8 @@ def frames_of(path):
 
 def test_a_written_file_has_no_direction_of_time(tmp_path):
     clip = MotionClips(8, 32).render([0])[0][0]
-    forwards, _ = frames_of(write_video(tmp_path / 'a.mp4', clip))
-    backwards, _ = frames_of(write_video(tmp_path / 'b.mp4', clip.flip(1)))
+    forwards, _ = frames_of(write_clip(tmp_path / 'a.mp4', clip))
+    backwards, _ = frames_of(write_clip(tmp_path / 'b.mp4', clip.flip(1)))
     assert torch.equal(forwards.flip(1), backwards)
 
 

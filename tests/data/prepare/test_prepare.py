@@ -26,6 +26,7 @@ from bvtam.data.prepare.workers import Crash, outcomes, watch
 from bvtam.data.records import Record
 from bvtam.data.video.in_memory import FrameArray
 from bvtam.data.video.open import open_video
+from bvtam.data.video.write import write_video
 from bvtam.errors import BvtamError
 
 EVEN = [Fraction(i, 25) for i in range(30)]
@@ -444,7 +445,7 @@ def test_a_full_disk_is_said_so(tmp_path):
     pixels = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
     times = torch.arange(5, dtype=torch.float64)
     with pytest.raises(OSError, match='No space left'):
-        encode.write_video(Path('/dev/full'), [pixels], times, 5.0, encode.Encoding())
+        write_video(Path('/dev/full'), pixels, times, 5.0, encode.Encoding().coding)
 
 
 def test_mpeg4_takes_the_place_of_x264(tmp_path, monkeypatch, caplog):
@@ -462,7 +463,7 @@ def test_mpeg4_takes_the_place_of_x264(tmp_path, monkeypatch, caplog):
 def test_a_long_video_needs_little_memory(monkeypatch):
     frames = torch.randint(256, (50, 3, 40, 60), dtype=torch.uint8)
     monkeypatch.setattr(encode, '_CHUNK_BYTES', 8 * 3 * 20 * 30)
-    chunks = list(encode._pictures(FrameArray(frames), range(50), 20, 60.0))
+    chunks = list(encode._chunks(FrameArray(frames), range(50), 20, 60.0))
     assert max(map(len, chunks)) == 8
     small = torch.cat(chunks).permute(0, 2, 3, 1).int().numpy()
     assert np.abs(small - resized(frames.permute(0, 2, 3, 1).numpy(), 30, 20)).max() <= 1

@@ -13,12 +13,13 @@ import torch
 from av.stream import Disposition
 from PIL import Image
 
-from bvtam.data.prepare.encode import Encoding, encode, write_video
+from bvtam.data.prepare.encode import Encoding, encode
 from bvtam.data.records import Record
 from bvtam.data.video.file import VideoFile
 from bvtam.data.video.joins import Tail
 from bvtam.data.video.reader import VideoError
 from bvtam.data.video.truncation import cut_short
+from bvtam.data.video.write import Coding, write_video
 
 TICK = Fraction(1, 90000)
 WRITERS = {  # file: codec, format, options of the container
@@ -294,9 +295,10 @@ def test_pixels_keep_their_aspect(tmp_path, turn):
     aspect = Fraction(3, 4) if turn else Fraction(4, 3)
     assert video.pixel_aspect == aspect
     assert video.read([0]).shape[2:] == ((64, 48) if turn else (48, 64))
-    write_video(out, [video.read(range(6))], video.times, video.duration, Encoding(), aspect)
+    coding = Coding()
+    write_video(out, video.read(range(6)), video.times, video.duration, coding, aspect)
     assert VideoFile(out).pixel_aspect == aspect
-    write_video(out, [video.read(range(6))], video.times, video.duration, Encoding())
+    write_video(out, video.read(range(6)), video.times, video.duration, coding)
     assert VideoFile(out).pixel_aspect == 1
     part = Record(str(path))
     encode(part, out, Encoding(size=32), time_limit=60)
