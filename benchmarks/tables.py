@@ -202,9 +202,10 @@ def list_formats():
 
 def first_sentence(path):
     """Of the docstring of a module."""
-    text = ' '.join((ast.get_docstring(ast.parse(path.read_text())) or '').split())
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ''
+    text = ' '.join(docstring.partition('\n\n')[0].split())
     end = text.find('. ')
-    return text if end < 0 else text[: end + 1]
+    return text.rstrip(':') if end < 0 else text[: end + 1]
 
 
 def layout(depth):
