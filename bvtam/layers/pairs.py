@@ -5,20 +5,61 @@ are enough, which is what makes it cheap. Slot p (0 even, 1 odd) at offset j rea
 
     k + floor((p + j) / 2)
 
-and the weights of all offsets that read the same pair are summed first. `plan` says so as taps, for
-this form and the two on stored frames (`layers/temporal.py`).
+and the weights of all offsets that read the same pair are summed first. `plan` gives the terms of
+this form and of the two on stored frames; `TemporalOp` is the base of what offers all three.
 
 Source: ours; it equals bLVNet-TAM (Fan et al., NeurIPS 2019, section 3.2) on frames stored twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .folding import unfold_time
+
+
+class TemporalOp(nn.Module):
+    """Lets the frames of a clip see each other, for a few multiplications per value.
+
+    Tensors have time folded into the batch, (N*T, C, H, W), and the number of steps per clip comes
+    with every call, so an operator keeps no state and one set of weights serves any clip length. It
+    has three forms:
+
+        op(x, T)         frames (N*T, C, H, W)   -> frames of the same shape ('plain')
+        op.split(x, K)   frames (N*2K, C, H, W)  -> (even, odd) frames of K pairs, each (N*K, C, H, W)
+        op.pair(x, K)    pairs  (N*K, C, H, W)   -> (even, odd), where x stands in both slots of a pair
+    """
+
+    def _apply_form(self, x: Tensor, steps: int, form: str) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        return self._apply_form(x, num_frames, 'plain')[0]
+
+    def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+        even, odd = self._apply_form(x, num_pairs, 'split')
+        return even, odd
+
+    def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+        even, odd = self._apply_form(x, num_pairs, 'pair')
+        return even, odd
+
+    def reach(self, form: str) -> tuple[int, int]:
+        """How many steps back, and ahead, an output reads."""
+        raise NotImplementedError
+
+    def step(self, near: Mapping[int, Sequence[Tensor]], form: str) -> tuple[Tensor, ...]:
+        """One output step (N, C, H, W), or both slots of one, computed from its temporal neighbours
+        for streaming, without gradients.
+
+        Args:
+            near: {offset: slots (N, C, H, W)} of the steps that `reach` says; steps outside the clip
+                are left out.
+        """
+        raise NotImplementedError
 
 
 class Tap(NamedTuple):
@@ -50,9 +91,9 @@ def plan(form: str, temporal_range: int, causal: bool = False) -> tuple[tuple[Ta
     return tuple(outputs)
 
 
-def reachable(taps: tuple[Tap, ...], steps: int) -> list[Tap]:
-    """The taps that read inside a clip of `steps`; one of offset 0, which reads all of it, first."""
-    return sorted((t for t in taps if abs(t.offset) < steps), key=lambda t: t.offset != 0)
+def reachable(taps: Sequence[Tap], offsets: Container[int]) -> list[Tap]:
+    """The taps that read at one of `offsets`; one of offset 0, which reads all of a clip, first."""
+    return sorted((t for t in taps if t.offset in offsets), key=lambda t: t.offset != 0)
 
 
 def reach(outputs: Sequence[Sequence[Tap]]) -> tuple[int, int]:

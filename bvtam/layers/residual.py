@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from timm.models import _efficientnet_blocks, convnext, regnet, res2net, resnest, resnet
 from torch import Tensor, nn
 
@@ -101,7 +101,7 @@ def insert_operators(
 ) -> None:
     """Opens every `every`-th residual branch in `part`, from the first on, with an operator."""
     for block in residual_blocks(part)[::every]:
-        channels = next(m.in_channels for m in block.modules() if hasattr(m, 'in_channels'))
+        channels = next(m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d))
         operator = temporal_op(temporal, channels, temporal_range, causal)
         first = FIRST_LAYER[type(block)]
         setattr(block, first, TemporalLayer(operator, getattr(block, first)))

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .pairs import TemporalOp
 
 Slots = Sequence[Tensor]  # of one step, each (B, C, H, W): (even, odd) of a pair of frames, or (x,)
 
@@ -22,14 +24,14 @@ class StreamStage:
     """A temporal operator, and what follows until the next.
 
     Attributes:
-        operator: see `layers.temporal`.
+        operator: its outputs are computed step by step.
         form: of the operator: 'plain', 'split' or 'pair'.
         after: (x, *outputs) -> x of the next stage; x is the step that the outputs are of.
         before: what happens to each source before the operator.
         reads: what the operator reads of a source, where `after` begins with the same.
     """
 
-    operator: nn.Module
+    operator: TemporalOp
     form: str
     after: Callable[..., Tensor]
     before: Callable[[Tensor], Tensor] | None = None

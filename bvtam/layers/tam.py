@@ -2,14 +2,15 @@
 
     out_t = ReLU(sum_j w_j * x_(t+j)), j from -(r//2) to r//2, zeros outside the clip
 
-Source: bLVNet-TAM (Fan et al., NeurIPS 2019, section 3.2). The three forms of a call are those of
-`layers/temporal.py`.
+Source: bLVNet-TAM (Fan et al., NeurIPS 2019, section 3.2). For the three forms of a call see
+`TemporalOp` in `layers/pairs.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from ..errors import BvtamError
 from . import derived
 from .folding import unfold_time
-from .pairs import Tap, overlap, plan, reach, reachable, slot_views
+from .pairs import Tap, TemporalOp, overlap, plan, reach, reachable, slot_views
 
 
 def _row(weight: Tensor, tap: Tap) -> Tensor:
@@ -41,16 +42,16 @@ class TamFunction(torch.autograd.Function):
         sources = slot_views(x, steps, form)
         outputs = []
         for taps in plan(form, len(weight), causal):
-            taps = reachable(taps, steps)
-            out = sources[taps[0].slot] * _row(weight, taps[0])
-            for tap in taps[1:]:
+            first, *rest = reachable(taps, range(1 - steps, steps))
+            out = sources[first.slot] * _row(weight, first)
+            for tap in rest:
                 to, frm = overlap(tap.offset, steps)
                 out[:, to].addcmul_(sources[tap.slot][:, frm], _row(weight, tap))
             outputs.append(out.relu_().flatten(0, 1))
         return tuple(outputs)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, *call = inputs
         ctx.call = call
         derived.recompute_with(lambda x: TamFunction.forward(x, weight, *call), x, of=output)
@@ -58,10 +59,9 @@ class TamFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *outputs = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:2]
-        found = TamFunction.gradients(x, weight, outputs, grads, *ctx.call, needed=needed)
+        found = TamFunction.gradients(x, weight, outputs, grads, *ctx.call)
         return *found, *(None for _ in ctx.call)
 
     @staticmethod
@@ -73,27 +73,24 @@ class TamFunction(torch.autograd.Function):
         steps: int,
         form: str,
         causal: bool = False,
-        needed: tuple[bool, bool] = (True, True),
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """Gradients of x and of the weight, from those of the outputs."""
         sources = slot_views(x, steps, form)
-        x_grad = torch.empty_like(x) if needed[0] else None
-        x_slots = slot_views(x_grad, steps, form) if needed[0] else []
-        weight_grad = torch.zeros_like(weight) if needed[1] else None
+        x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
+        x_slots = slot_views(x_grad, steps, form)
         written = set()  # the first tap that reads a source has offset 0, so it writes all of it
         taken = plan(form, len(weight), causal)
         for taps, grad, output in zip(taken, grads, outputs, strict=True):
             grad = unfold_time(torch.ops.aten.threshold_backward(grad, output, 0), steps)
-            for tap in reachable(taps, steps):
+            for tap in reachable(taps, range(1 - steps, steps)):
                 to, frm = overlap(tap.offset, steps)
-                if needed[0] and tap.slot in written:
+                if tap.slot in written:
                     x_slots[tap.slot][:, frm].addcmul_(grad[:, to], _row(weight, tap))
-                elif needed[0]:
+                else:
                     torch.mul(grad, _row(weight, tap), out=x_slots[tap.slot])
                     written.add(tap.slot)
-                if needed[1]:
-                    row = (grad[:, to] * sources[tap.slot][:, frm]).sum((0, 1, 3, 4))
-                    weight_grad[tap.first : tap.last] += row
+                row = (grad[:, to] * sources[tap.slot][:, frm]).sum((0, 1, 3, 4))
+                weight_grad[tap.first : tap.last] += row
         return x_grad, weight_grad
 
 
@@ -106,12 +103,12 @@ def _tam_traced(
     sources = [F.pad(s, (0, 0) * 3 + (back, ahead)) for s in slot_views(x, steps, form)]
     outputs = []
     for taps in taken:
-        out = sum(sources[t.slot].narrow(1, back + t.offset, steps) * _row(weight, t) for t in taps)
-        outputs.append(out.relu().flatten(0, 1))
+        terms = [sources[t.slot].narrow(1, back + t.offset, steps) * _row(weight, t) for t in taps]
+        outputs.append(sum(terms[1:], start=terms[0]).relu().flatten(0, 1))
     return tuple(outputs)
 
 
-class TAM(nn.Module):
+class TAM(TemporalOp):
     """Temporal Aggregation Module: `out_t = ReLU(sum_j w_j * x_(t+j))`, zeros outside the clip.
 
     `weight` is (r, C): row i holds offset j = i - r//2, one number per channel, no bias.
@@ -147,35 +144,17 @@ class TAM(nn.Module):
         steps = int(steps)  # torch.jit.trace gives a tensor
         return TamFunction.apply(x, weight, steps, form, self.causal)
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        return self._apply_form(x, num_frames, 'plain')[0]
-
-    def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
-        return self._apply_form(x, num_pairs, 'split')
-
-    def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
-        return self._apply_form(x, num_pairs, 'pair')
-
     def _plan(self, form: str) -> tuple[tuple[Tap, ...], ...]:
         return plan(form, len(self.weight), self.causal)
 
     def reach(self, form: str) -> tuple[int, int]:
-        """Steps that an output reads back and ahead."""
         return reach(self._plan(form))
 
     def step(self, near: Mapping[int, Sequence[Tensor]], form: str) -> tuple[Tensor, ...]:
-        """The outputs (N, C, H, W) of one step; as a whole clip gives them, without gradients.
-
-        Args:
-            near: the sources of the steps around, {offset: slots (N, C, H, W)}; what is outside the
-                clip is left out.
-        """
         weight = self.weight.detach().to(near[0][0].dtype)
         outputs = []
         for taps in self._plan(form):
-            first, *rest = sorted(
-                (t for t in taps if t.offset in near), key=lambda t: t.offset != 0
-            )
+            first, *rest = reachable(taps, near)
             out = near[first.offset][first.slot] * _row(weight, first)
             for tap in rest:
                 out.addcmul_(near[tap.offset][tap.slot], _row(weight, tap))
@@ -199,12 +178,13 @@ def stack_tam_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         BvtamError: a TAM whose offsets are incomplete or of different shapes.
     """
-    out, tams = {}, {}
+    out: dict[str, Tensor] = {}
+    tams: dict[str, dict[int, tuple[str, Tensor]]] = {}  # owner: {row: (name, tensor)}
     for name, tensor in state_dict.items():
         if match := _STORED_TAM.fullmatch(name):
             owner, side, row = match.groups()
-            row = ('prev', 'curr', 'next').index(side) if side else int(row)
-            tams.setdefault(owner, {})[row] = (name, tensor)
+            index = ('prev', 'curr', 'next').index(side) if side else int(row)
+            tams.setdefault(owner, {})[index] = name, tensor
         else:
             out[name] = tensor
     for owner, rows in tams.items():

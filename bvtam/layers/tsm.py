@@ -2,8 +2,8 @@
 
     out_t = x_(t+1) for the first C/div channels, x_(t-1) for the next C/div, x_t for the others
 
-Source: TSM (Lin et al., ICCV 2019, section 3). The three forms of a call are those of
-`layers/temporal.py`.
+Source: TSM (Lin et al., ICCV 2019, section 3). For the three forms of a call see
+`TemporalOp` in `layers/pairs.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .pairs import overlap, slot_views
+from .pairs import TemporalOp, overlap, slot_views
 
 
-class TSM(nn.Module):
+class TSM(TemporalOp):
     """Temporal shift: the first C/div channels from frame t+1, the next C/div from t-1, no weights.
 
     It is TAM with 0/1 weights and no ReLU.
@@ -63,21 +63,10 @@ class TSM(nn.Module):
             for kept, *taken in self._TAKES[form]
         )
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        return self._apply_form(x, num_frames, 'plain')[0]
-
-    def split(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
-        return self._apply_form(x, num_pairs, 'split')
-
-    def pair(self, x: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
-        return self._apply_form(x, num_pairs, 'pair')
-
     def reach(self, form: str) -> tuple[int, int]:
-        """As `TAM.reach`."""
         return 1, 1
 
     def step(self, near: Mapping[int, Sequence[Tensor]], form: str) -> tuple[Tensor, ...]:
-        """As `TAM.step`."""
         outputs = []
         for kept, *taken in self._TAKES[form]:
             out = near[0][kept].clone()

@@ -145,7 +145,7 @@ def _check_blob(path: Path) -> None:
         raise BvtamError(f'{path.name} has SHA-256 {actual}, not {blob.name}: removed, try again')
 
 
-def from_hub(repo_id: str, weights: bool = True, cache: str | os.PathLike | None = None) -> Path:
+def from_hub(repo_id: str, weights: bool = True, cache: str | Path | None = None) -> Path:
     """The folder of a Hugging Face Hub repo, `owner/repo` or `owner/repo@revision`, in the Hub's cache.
 
     Only config.json and model.safetensors are fetched.
