@@ -38,6 +38,7 @@ FIRST_LAYER = {
 
 # .steps: time steps per clip of the `run_clips` that this thread is in; .mixed: see `run_step`
 _call = threading.local()
+_call.steps = None  # as after a call, or a compiled model would be compiled anew at its second
 
 
 def run_clips(module: nn.Module, x: Tensor, steps: int) -> Tensor:
