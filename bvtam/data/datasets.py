@@ -20,7 +20,7 @@ from ..errors import BvtamError
 from .failures import VIDEO_ERRORS, check_policy, machine_error, machine_errors
 from .load import load_images, load_records
 from .records import Record, find_videos, open_record
-from .sampling import clip_indices, sample_seed, train_indices
+from .sampling import sample_seed, train_indices, view_indices
 from .transforms import TrainTransform, check_channels, read_crops
 from .video.images import read_image
 from .video.in_memory import FrameArray
@@ -41,7 +41,6 @@ __all__ = [
 
 log = logging.getLogger('bvtam')
 
-_TOLERANCE = 1e-6  # seconds
 _MOST_IN_A_ROW = 10  # videos that fail before no other is tried
 
 
@@ -88,25 +87,24 @@ class ClipReader:
         clip, label = self.clip, record.label
         with machine_errors(record.source), _on_disk(record.source, content) as path:
             reader = self._open(path, record).with_colors(clip.colors)
-            first, count = _range(reader, record)
-            if self.train is not None:
-                frames = train_indices(
-                    count,
+            shown = reader.frames_between(record.start, record.end)
+            if self.train is None:
+                clips = view_indices(clip, len(shown), shown.start)
+                pixels = torch.cat(read_crops(reader, clips, clip))
+            else:
+                picked = train_indices(
+                    len(shown),
                     clip.num_frames,
                     generator,
                     clip.sampling,
                     clip.frame_stride,
                     self.offsets,
                 )
-                frames = [first + i for i in frames]
+                clips = [[shown[i] for i in picked]]
                 view = self.train.draw(generator)
-                pixels, label = view.finish(torch.cat(reader.read_each(frames, view.crop)), label)
-            else:
-                clips = clip_indices(
-                    count, clip.num_frames, clip.num_clips, clip.sampling, clip.frame_stride
-                )
-                frames = [first + i for indices in clips for i in indices]
-                pixels = torch.cat(read_crops(reader, frames, clip))
+                crops = torch.cat(reader.read_each(clips[0], view.crop))
+                pixels, label = view.finish(crops, label)
+        frames = [index for indices in clips for index in indices]
         return {'clip': pixels, 'label': label, 'video': record.source, 'frames': frames}
 
     def _open(self, path: str, record: Record) -> Reader:
@@ -127,21 +125,6 @@ def _on_disk(source: str, content: bytes | None) -> Iterator[str]:
             yield path
         except VIDEO_ERRORS as error:
             raise BvtamError(str(error).replace(path, source)) from error
-
-
-def _range(reader: Reader, record: Record) -> tuple[int, int]:
-    """The first frame that the record speaks of, and how many there are."""
-    if record.start is None and record.end is None:
-        return 0, reader.num_frames
-    start, end = record.start or 0.0, reader.duration if record.end is None else record.end
-    bounds = reader.times.new_tensor([start, end]) - _TOLERANCE
-    first, after = torch.searchsorted(reader.times, bounds).tolist()
-    if first == after:
-        raise BvtamError(
-            f'{record.source}: no frame appears from {start:g} to {end:g} s; '
-            f'the video lasts {reader.duration:g} s'
-        )
-    return first, after - first
 
 
 class VideoDataset(Dataset):

@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import torch
 
-from ..clip import SAMPLINGS
+from ..clip import SAMPLINGS, ClipConfig
 from ..errors import BvtamError
 
 OFFSETS = ('shared', 'segment')
@@ -54,6 +54,14 @@ def clip_indices(
         return [_repeated(video_frames, num_frames) for _ in range(num_clips)]
     clips = _uniform if sampling == 'uniform' else _dense
     return clips(video_frames, num_frames, num_clips, frame_stride)
+
+
+def view_indices(clip: ClipConfig, video_frames: int, first: int = 0) -> list[list[int]]:
+    """`clip_indices` as `clip` says, of a video or of a part of one that begins at the frame `first`."""
+    clips = clip_indices(
+        video_frames, clip.num_frames, clip.num_clips, clip.sampling, clip.frame_stride
+    )
+    return [[first + i for i in indices] for indices in clips]
 
 
 def train_indices(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from ..clip import ClipConfig
 from ..errors import BvtamError
 from .directions import flip_label_map as flip_label_map
+from .failures import machine_errors
 from .video.memory import MAX_PIXELS
 from .video.reader import Reader
 
@@ -70,11 +72,16 @@ def to_crops(frames_TCHW: Tensor, clip: ClipConfig) -> Tensor:
     return torch.cat([crops, crops.flip(-1)]) if clip.num_crops == 10 else crops
 
 
-def read_crops(reader: Reader, frames: Sequence[int], clip: ClipConfig) -> list[Tensor]:
-    """`to_crops` of each clip, T after T of these frames of a video, without holding them whole."""
-    reader = reader.with_colors(clip.colors)
-    crops = reader.read_each(frames, partial(to_crops, clip=clip))
-    return [torch.cat(crops[i : i + clip.num_frames], 2) for i in range(0, len(crops), clip.num_frames)]  # fmt: skip
+def read_crops(reader: Reader, clips: Sequence[Sequence[int]], clip: ClipConfig) -> list[Tensor]:
+    """`to_crops` of each of these clips of a video, given by their frames' indices.
+
+    A frame is cropped as soon as it is decoded: whole, one is held at a time.
+    """
+    frames = [index for indices in clips for index in indices]
+    with machine_errors(reader.name):
+        reader = reader.with_colors(clip.colors)
+        crops = iter(reader.read_each(frames, partial(to_crops, clip=clip)))
+        return [torch.cat(list(islice(crops, len(indices))), 2) for indices in clips]
 
 
 def normalize(crops: Tensor, clip: ClipConfig, dtype: torch.dtype = torch.float32) -> Tensor:

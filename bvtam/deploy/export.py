@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..clip import ClipConfig
 from ..data.datasets import find_videos
 from ..data.motion.clips import MotionClips
-from ..data.sampling import clip_indices
+from ..data.sampling import view_indices
 from ..data.transforms import normalize, read_crops
 from ..data.video.folders import check_frames, of_folder
 from ..data.video.open import open_video
@@ -97,13 +97,11 @@ def calibration_clips(
         return (normalize(clips[i]['clip'][None], clip) for i in range(count))
     videos = find_videos([data])
     check_frames(frames, fps, videos)
+    view = replace(clip, num_clips=1, num_crops=1)
 
     def read(video: str) -> Tensor:
         reader = open_video(video, **of_folder(video, frames, fps))
-        (indices,) = clip_indices(
-            reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
-        )
-        (crops,) = read_crops(reader, indices, replace(clip, num_crops=1))
+        (crops,) = read_crops(reader, view_indices(view, reader.num_frames), view)
         return normalize(crops, clip)
 
     number = min(count, len(videos))

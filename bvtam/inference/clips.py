@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..clip import ClipConfig
 from ..data.failures import VIDEO_ERRORS, machine_errors
-from ..data.sampling import clip_indices
+from ..data.sampling import view_indices
 from ..data.transforms import read_crops
 from ..data.video.addresses import PROTOCOLS
 from ..data.video.folders import of_folder
 from ..data.video.open import open_video
 from ..data.video.reader import VideoError
+from ..data.video.times import frames_from
 from ..errors import BvtamError
 
 _FRAMES_A_READ = 64  # more only where one clip has more
@@ -51,9 +52,7 @@ class Window(NamedTuple):
 
 def clip_plan(clip: ClipConfig) -> Plan:
     """A function from a reader to the frame indices of its test clips."""
-    return lambda reader: clip_indices(
-        reader.num_frames, clip.num_frames, clip.num_clips, clip.sampling, clip.frame_stride
-    )
+    return lambda reader: view_indices(clip, reader.num_frames)
 
 
 def window_plan(clip: ClipConfig, every: float, length: float) -> Plan:
@@ -63,15 +62,9 @@ def window_plan(clip: ClipConfig, every: float, length: float) -> Plan:
 
     def plan(reader: Any) -> list[list[int]]:
         return [
-            [window.first + index for index in indices]
+            indices
             for window in cut(reader.times, reader.duration, every, length)
-            for indices in clip_indices(
-                window.last - window.first,
-                clip.num_frames,
-                clip.num_clips,
-                clip.sampling,
-                clip.frame_stride,
-            )
+            for indices in view_indices(clip, window.last - window.first, window.first)
         ]
 
     return plan
@@ -105,8 +98,7 @@ def cut(times: Tensor, duration: float, every: float, length: float) -> list[Win
     starts = torch.arange(count, dtype=torch.float64) * every
     ends = starts + length
     ends[-1] = duration
-    firsts = torch.searchsorted(times, starts - _TOLERANCE)
-    lasts = torch.searchsorted(times, ends - _TOLERANCE)
+    firsts, lasts = frames_from(times, starts), frames_from(times, ends)
     lasts[-1] = len(times)
     firsts = torch.minimum(firsts, lasts - 1)
     columns = (column.tolist() for column in (starts, ends, firsts, lasts))
@@ -158,9 +150,7 @@ def read_clips(
     def read_one(part: tuple[Any, list[list[int]]]) -> Clips:
         reader, rows = part
         frames = torch.tensor(rows)
-        with machine_errors(reader.name):
-            pixels = read_crops(reader, frames.flatten().tolist(), clip)
-        return Clips(pixels, frames, reader.times[frames])
+        return Clips(read_crops(reader, rows, clip), frames, reader.times[frames])
 
     def size(item: tuple[int, Any]) -> int:
         _, part = item
@@ -186,18 +176,18 @@ def _ahead(
     """`function` of each item, in order, with up to `depth` of them under way, and fewer where the
     results, of `size` bytes, would be too much to hold."""
     waiting: deque = deque()
-    held = 0
+    ahead = 0  # bytes
 
     def first() -> Result:
-        nonlocal held
+        nonlocal ahead
         future, bytes_of_it = waiting.popleft()
-        held -= bytes_of_it
+        ahead -= bytes_of_it
         return future.result()
 
     for item in items:
         waiting.append((pool.submit(function, item), size(item)))
-        held += waiting[-1][1]
-        while len(waiting) > depth or (held > _BYTES_AHEAD and len(waiting) > 1):
+        ahead += waiting[-1][1]
+        while len(waiting) > depth or (ahead > _BYTES_AHEAD and len(waiting) > 1):
             yield first()
     while waiting:
         yield first()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.sampling import clip_indices
+from ..data.sampling import view_indices
 from ..data.transforms import read_crops
 from ..data.video.in_memory import source_name
 from ..data.video.open import open_video
@@ -58,10 +58,8 @@ def evidence(model: nn.Module, video: Any, topk: int = 5, *, time_limit: float =
     classifier = Classifier(model, topk, num_clips=1, num_crops=1)
     clip = classifier.clip
     reader = open_video(video, time_limit)
-    (indices,) = clip_indices(
-        reader.num_frames, clip.num_frames, 1, clip.sampling, clip.frame_stride
-    )
-    (views,) = read_crops(reader, indices, clip)
+    (indices,) = view_indices(clip, reader.num_frames)
+    (views,) = read_crops(reader, [indices], clip)
     logits, maps = classifier.run(views, _activation_maps)
     if maps is None:
         raise BvtamError(f'{classifier.name} does not average its features: it has no such maps')

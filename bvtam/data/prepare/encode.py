@@ -20,6 +20,7 @@ from ..failures import machine_errors
 from ..records import Record, open_record
 from ..video.colors import UNTAGGED, check_colors
 from ..video.reader import Reader, VideoError
+from ..video.times import frames_at
 from ..video.write import Coding, write_video
 from .workers import watch
 
@@ -28,7 +29,7 @@ log = logging.getLogger('bvtam')
 FORMATS = {'video': (18, 0, 51), 'frames': (95, 1, 100)}  # quality: by default, least, most
 IMAGE_NAME = '{:05d}.jpg'  # counted from 1, as in the authors' frame folders
 _CHUNK_BYTES = 64 << 20  # of pictures that are held at a time
-_TOLERANCE = 1e-6  # seconds
+_TOLERANCE = 1e-6  # seconds; times are rounded
 _HUNG = 60  # time limits without a chunk of frames: the decoder never returns
 
 
@@ -133,25 +134,21 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
 
 def _selection(reader: Reader, part: Record, fps: float | None) -> tuple[list[int], Tensor, float]:
     """Indices of the frames to keep, the times from the first of them, and how long they last."""
-    start = part.start or 0.0
-    end = min(reader.duration, float('inf') if part.end is None else part.end)
-    edges = torch.cat([reader.times, reader.times.new_tensor([reader.duration])])
     if fps is None:
-        inside = (reader.times > start - _TOLERANCE) & (reader.times < end - _TOLERANCE)
-        indices = inside.nonzero().flatten()
-        times = edges[indices] - edges[indices[:1]]
-        duration = (edges[indices[-1:] + 1] - edges[indices[:1]]).sum().item()
-    else:
-        count = max(0, math.ceil((end - start - _TOLERANCE) * fps))
-        times = torch.arange(count, dtype=torch.float64) / fps
-        indices = torch.searchsorted(reader.times, start + times + _TOLERANCE, right=True) - 1
-        duration = count / fps
-    if not len(indices):
+        shown = reader.frames_between(part.start, part.end)
+        edges = torch.cat([reader.times, reader.times.new_tensor([reader.duration])])
+        edges = edges[shown.start : shown.stop + 1] - edges[shown.start]
+        return list(shown), edges[:-1], edges[-1].item()
+    start = part.start or 0.0
+    end = min(reader.duration, math.inf if part.end is None else part.end)
+    count = math.ceil((end - start - _TOLERANCE) * fps)
+    if count < 1:
         raise VideoError(
-            f'{part.source}: no frame is shown from {start:g} s on'
-            f'{"" if part.end is None else f" to {part.end:g} s"}; it lasts {reader.duration:g} s'
+            f'{part.source}: nothing is shown from {start:g} to {end:g} s; it lasts '
+            f'{reader.duration:g} s'
         )
-    return indices.tolist(), times, duration
+    times = torch.arange(count, dtype=torch.float64) / fps
+    return frames_at(reader.times, start + times).tolist(), times, count / fps
 
 
 def _chunks(reader: Reader, indices: Sequence[int], size: int, patience: float) -> Iterator[Tensor]:

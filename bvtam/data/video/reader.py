@@ -18,6 +18,7 @@ from ...errors import BvtamError
 from ..failures import machine_errors
 from .colors import UNTAGGED, Tags
 from .memory import DECODING, frame_bytes
+from .times import frames_at, frames_from
 
 Result = TypeVar('Result')
 
@@ -101,6 +102,23 @@ class Reader:
         last = float(self.times[-1])
         return (self.num_frames - 1) / last if last else 1 / self.duration
 
+    def frames_between(self, start: float | None, end: float | None) -> range:
+        """The frames that appear from `start` on and before `end`, in seconds; None for no limit.
+
+        Raises:
+            VideoError: there is none.
+        """
+        if start is None and end is None:
+            return range(self.num_frames)
+        start, end = start or 0.0, self.duration if end is None else end
+        found = range(*frames_from(self.times, self.times.new_tensor([start, end])).tolist())
+        if not found:
+            raise VideoError(
+                f'{self.name}: no frame appears from {start:g} to {end:g} s; the video lasts '
+                f'{self.duration:g} s'
+            )
+        return found
+
     def read(self, indices: Iterable[int]) -> Tensor:
         """The frames at `indices`, counted from 0, in that order; an index may be given repeatedly.
 
@@ -167,5 +185,4 @@ class Reader:
             BvtamError: as from `read`.
         """
         moments = torch.as_tensor([float(s) for s in seconds], dtype=torch.float64)
-        shown = torch.searchsorted(self.times, moments, right=True) - 1
-        return self.read(shown.clamp(0, self.num_frames - 1).tolist())
+        return self.read(frames_at(self.times, moments).tolist())

@@ -1,0 +1,24 @@
+"""Seconds to frames, by the times at which the frames of a video appear."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_TOLERANCE = 1e-6  # seconds; times of frames are rounded
+
+
+def frames_from(times: Tensor, seconds: Tensor) -> Tensor:
+    """The first frames that appear at `seconds` or later; V where none does.
+
+    Args:
+        times: (V,) seconds at which each frame appears, rising.
+        seconds: of any shape.
+    """
+    return torch.searchsorted(times, seconds - _TOLERANCE)
+
+
+def frames_at(times: Tensor, seconds: Tensor) -> Tensor:
+    """The frames on screen at `seconds`, the first or last one for times outside the video."""
+    shown = torch.searchsorted(times, seconds + _TOLERANCE, right=True) - 1
+    return shown.clamp(0, len(times) - 1)
