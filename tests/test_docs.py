@@ -1,6 +1,5 @@
 """The pages: generated parts are up to date, what they name exists, and their examples run."""
 
-import ast
 import importlib.util
 import pkgutil
 import re
@@ -90,24 +89,6 @@ def test_model_table_has_every_model(tables):
 def test_whole_model_table(tables):
     text = (ROOT / 'docs/models.md').read_text()
     assert tables.written(text, 'models') == tables.model_table()
-
-
-def test_packages_import_only_what_the_architecture_lists_above_them(tables):
-    count = 0
-    for path in (ROOT / 'bvtam').rglob('*.py'):
-        folder = path.relative_to(ROOT).parent.parts
-        own = path.stem if len(folder) == 1 else folder[1]
-        if own.startswith('__'):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.ImportFrom) or not node.level:
-                continue
-            base = [*folder[: len(folder) - node.level + 1], *(node.module or '').split('.')]
-            names = [base[1]] if base[1:2] != [''] else [alias.name for alias in node.names]
-            for name in set(names) & set(tables.ORDER):
-                count += 1
-                assert tables.ORDER.index(name) <= tables.ORDER.index(own), (path, name)
-    assert count > 300
 
 
 def test_figures_are_as_their_program_draws_them(docs_module):
