@@ -224,7 +224,7 @@ def spread(results, name, family=None):
 
 def table(results):
     """Markdown: a line for each net, below what nets that see one frame or one pair at a time can reach."""
-    lines = ['| net | seeds | direction (%) | order (%) | both (%) |', '|---|---|---|---|---|']
+    lines = ['| model | seeds | direction (%) | order (%) | both (%) |', '|---|---|---|---|---|']
     for view in ('frame', 'pair'):
         bounds = [MotionClips(family=f).bound(view) for f in ('direction', 'order', 'all')]
         cells = ' | '.join(f'{100 * bound:.1f}' for bound in bounds)

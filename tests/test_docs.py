@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from support.cli import run
 
 import bvtam
 from bvtam.cli import app
@@ -180,13 +181,23 @@ def test_every_page_is_in_the_navigation():
     )
 
 
-@pytest.mark.parametrize('page', [p for p in PAGES if blocks(p, 'python')], ids=page_name)
-def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with the files that the examples read."""
     sample = ROOT / 'bvtam/assets/sample.mp4'
-    (tmp_path / 'bvtam/assets').mkdir(parents=True)
-    for name in ('my_video.mp4', 'match.mp4', 'a.mp4', 'b.mkv', 'bvtam/assets/sample.mp4'):
+    names = (
+        'my_video.mp4 match.mp4 a.mp4 b.mkv bvtam/assets/sample.mp4 videos/a/1.mp4 videos/b/2.mp4'
+    )
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(sample, tmp_path / name)
+    (tmp_path / 'somethingv2.csv').write_text('video,label\nmy_video.mp4,right\na.mp4,left\n')
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize('page', [p for p in PAGES if blocks(p, 'python')], ids=page_name)
+def test_python_of_a_page_runs(page, folder):
     if page.stem == 'embeddings':
         bvtam.extract(bvtam.create_model('bvtam_tiny_8x2', pretrained=True), ['a.mp4'], 'features')
     names = {}
@@ -194,6 +205,19 @@ def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
         code = compile(text, page_name(page), 'exec')
         if not comment:
             exec(code, names)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    'name', ['quickstart', 'guides/predict', 'guides/embeddings', 'guides/prepare', 'guides/export']
+)
+def test_commands_of_a_page_run(name, folder, capfd):
+    lines = list(command_lines(ROOT / f'docs/{name}.md'))
+    assert len(lines) > 1
+    for arguments in lines:
+        code, _, errors = run(capfd, *arguments)
+        assert code == 0, (arguments, errors)
 
 
 @pytest.mark.slow
