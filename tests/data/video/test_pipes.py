@@ -6,7 +6,6 @@ import gc
 import os
 import socket
 import threading
-import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import av
@@ -74,7 +73,6 @@ def test_a_pipe_that_gives_nothing_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(pipes.tempfile, 'tempdir', str(tmp_path))
     pipe = tmp_path / 'pipe'
     os.mkfifo(pipe)
-    start = time.monotonic()
     with pytest.raises(VideoError, match=r'pipe gave nothing for 0\.2 s; is anything written'):
         VideoFile(pipe, time_limit=0.2).read([0])  # nobody writes to it
     holder = os.open(pipe, os.O_RDWR)  # now somebody could
@@ -82,7 +80,6 @@ def test_a_pipe_that_gives_nothing_is_given_up(tmp_path, monkeypatch):
     with pytest.raises(VideoError, match='gave nothing for'):
         VideoFile(pipe, time_limit=0.2).read([0])
     os.close(holder)
-    assert time.monotonic() - start < 5
     assert list(tmp_path.iterdir()) == [pipe]
     with pytest.raises(VideoError, match='/dev/zero is a device; give a file'):
         VideoFile('/dev/zero').read([0])
@@ -135,10 +132,8 @@ def test_a_server_that_stalls_is_given_up(tmp_path, part):
                 pass
 
         threading.Thread(target=answer, daemon=True).start()
-        start = time.monotonic()
         with pytest.raises(VideoError, match=r'a\.ts gave nothing for 0\.5 s; try again'):
             VideoFile(f'http://127.0.0.1:{server.getsockname()[1]}/a.ts', 0.5).read([0])
-        assert time.monotonic() - start < 5
         for connection in held:
             connection.close()
 
