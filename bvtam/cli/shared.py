@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..data.list_formats import FORMATS
 from ..errors import BvtamError, one_line
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ Precision = Annotated[
     Literal['fp32', 'bf16'],
     typer.Option(help='Of the model; bf16 is faster where the processor has it, and less exact.'),
 ]
+LISTS = f'a list ({", ".join(form.name for form in FORMATS)})'
 Root = Annotated[
     str,
     typer.Option(help='Folder that the paths in a list start from (default: that of the list).'),

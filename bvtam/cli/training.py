@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .shared import (
+    LISTS,
     AllowUrls,
     BatchSize,
     Clips,
@@ -46,9 +47,7 @@ def train(
         list[str] | None,
         typer.Argument(metavar='KEY=VALUE', help='Settings in place of those of the recipe.'),
     ] = None,
-    data: Annotated[
-        str, typer.Option(help='A folder for each class, a list, or annotations.')
-    ] = '',
+    data: Annotated[str, typer.Option(help=f'A folder for each class, or {LISTS}.')] = '',
     out: Annotated[
         Path | None, typer.Option(help='Folder of the run (default: runs/ and the model).')
     ] = None,
@@ -121,7 +120,7 @@ def eval_(
     context: typer.Context,
     model: ModelName,
     data: Annotated[
-        str, typer.Option(help='A folder for each class, a list, annotations, or the word motion.')
+        str, typer.Option(help=f'A folder for each class, {LISTS}, or the word motion.')
     ],
     split: Annotated[
         Literal['train', 'val', 'test'], typer.Option(help='Part of the data.')

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from .shared import (
+    LISTS,
     AllowUrls,
     BatchSize,
     FolderRate,
@@ -120,7 +121,10 @@ def extract(
 def prepare(
     context: typer.Context,
     src: Annotated[
-        str, typer.Argument(metavar='SRC', help='A data set, a folder of videos, or motion.')
+        str,
+        typer.Argument(
+            metavar='SRC', help=f'Folder of videos, for each class or of all; {LISTS}; or motion.'
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to write.')],
     size: Annotated[

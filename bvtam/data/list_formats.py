@@ -262,8 +262,8 @@ def _moments(file: ListFile) -> Iterator[Row]:
 
 
 @list_format(
-    'TSN',
-    'lines `folder num_frames label`, also with `;`',
+    'TSN lines',
+    '`folder num_frames label`, also with `;`',
     lambda file: file.numbers == 1,
 )
 def _tsn(file: ListFile) -> Iterator[Row]:
@@ -272,8 +272,8 @@ def _tsn(file: ListFile) -> Iterator[Row]:
 
 
 @list_format(
-    "authors'",
-    'lines `folder first last label`, also with `;`',
+    "authors' lines",
+    '`folder first last label`, also with `;`',
     lambda file: file.numbers == 2,
 )
 def _authors(file: ListFile) -> Iterator[Row]:
