@@ -37,9 +37,7 @@ Threads = Annotated[int, typer.Option('--workers', help='Threads that decode.')]
 Json = Annotated[bool, typer.Option('--json', help='Print one JSON document instead of a table.')]
 OnError = Annotated[
     Literal['skip', 'raise'],
-    typer.Option(
-        help='What a video that cannot be read does: be skipped and counted, or stop all.'
-    ),
+    typer.Option(help='A video that cannot be read is skipped and counted, or stops all.'),
 ]
 MaxFailed = Annotated[
     float, typer.Option(help='Share of the videos, 0 to 1, that may fail before all stops.')
@@ -53,14 +51,11 @@ Precision = Annotated[
 ]
 LISTS = f'a list ({", ".join(form.name for form in FORMATS)})'
 Root = Annotated[
-    str,
-    typer.Option(help='Folder that the paths in a list start from (default: that of the list).'),
+    str, typer.Option(help='Where the paths in a list start (default: the folder of the list).')
 ]
 AllowUrls = Annotated[
     bool,
-    typer.Option(
-        '--allow-urls', help='Let a list name addresses of videos, not local files alone.'
-    ),
+    typer.Option('--allow-urls', help='Let a list name addresses of videos, not files alone.'),
 ]
 Protocols = Annotated[
     str, typer.Option(help='Of URLs that may be opened, also by redirects and playlists.')
@@ -177,7 +172,7 @@ def figures(values: dict[str, Any]) -> str:
     return ', '.join(f'{k} {v:,}' if type(v) is int else f'{k} {v}' for k, v in values.items())
 
 
-def progress(items: Iterable[Any], total: int) -> Iterator[Any]:
+def with_bar(items: Iterable[Any], total: int) -> Iterator[Any]:
     """The items, and a bar on a terminal's stderr."""
     with bar('') as show:
         for done, item in enumerate(items):
@@ -191,29 +186,22 @@ def bar(what: str) -> Iterator[Callable[..., None]]:
 
     What is printed meanwhile, on stderr or on a stdout that is a terminal too, comes above it.
     """
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (  # fmt: skip
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn('{task.fields[note]}', markup=False),
+        progress.TextColumn('{task.description}'),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn('{task.fields[note]}', markup=False),
     )
     console = Console(stderr=True)
     if not console.is_terminal or os.environ.get('LOCAL_RANK', '0') != '0':  # one of a launch
         yield lambda done=None, total=None, note=None: None
         return
-    with Progress(
+    with progress.Progress(
         *columns,
         console=console,
         transient=True,

@@ -21,8 +21,8 @@ from .shared import (
     figures,
     print_facts,
     print_json,
-    progress,
     table,
+    with_bar,
 )
 
 
@@ -96,7 +96,7 @@ def flops(
     if check == bool(name):
         raise typer.BadParameter('give the NAME of a model, or --check')
     if check:
-        rows = list(progress(room.check(), len(room.published())))
+        rows = list(with_bar(room.check(), len(room.published())))
         if as_json:
             print_json(rows)
         else:
@@ -110,7 +110,7 @@ def flops(
             raise BvtamError(f'{sum(not row["ok"] for row in rows)} of {len(rows)} rows differ')
         return
     names = list_models(name) or [name]
-    costs = [room.flops(n, frames, size, num_classes) for n in progress(names, len(names))]
+    costs = [room.flops(n, frames, size, num_classes) for n in with_bar(names, len(names))]
     if as_json:
         print_json(costs if set('*?[') & set(name) else costs[0])
     else:
@@ -149,7 +149,7 @@ def export(
         if model.clip_config is None:
             raise typer.BadParameter('--int8 is for video models')
         check_channels(name, model.clip_config, model)
-        clips = progress(
+        clips = with_bar(
             calibration_clips(int8, model.clip_config, count, frames, frame_rate), count
         )
     path = run(model, out, clips)
@@ -247,7 +247,7 @@ def verify(
     from ..weights import resolve
 
     names = [name] if name else [str(folder) for folder in resolve.folders()]
-    results = [run(n) for n in progress(names, len(names))]
+    results = [run(n) for n in with_bar(names, len(names))]
     if as_json:
         print_json(results)
     elif results:

@@ -33,6 +33,9 @@ log = logging.getLogger('bvtam')
 
 STATE = 'state.json'
 
+# What loading a checkpoint of another run raises.
+MISFITS = (LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
+
 
 def save(
     folder: Path,

@@ -51,27 +51,18 @@ class Motion:
 class Data:
     """Where the videos are, and what happens to those that cannot be read."""
 
-    path: str = _setting(
-        '', 'dataset: class folders, a list or annotations, split into train and val'
-    )
+    path: str = _setting('', 'data set: class folders, a list or annotations, with train and val')
     train: str = _setting('', 'training set by itself, instead of `path`')
     val: str = _setting('', 'validation set by itself; none where `train` is given alone')
-    root: str = _setting(
-        '', 'folder that the paths in a list start from (default: that of the list)'
-    )
+    root: str = _setting('', 'where the paths in a list start (default: the folder of the list)')
     urls: bool = _setting(False, 'let a list name addresses of videos, not local files alone')
-    frames: str = _setting(
-        '',
-        'names of the frames in folders of images: img_{:05d}.jpg, img_*.jpg (default: numbered images)',
-    )
+    frames: str = _setting('', 'frames in folders of images: img_{:05d}.jpg, img_*.jpg (default: by number)')  # fmt: skip
     fps: float = _setting(0.0, 'frames a second of folders of images; 0: 25', most=1000)
     val_share: float = _setting(
-        0.2, 'share of each class held out where `path` has no split', most=0.9
+        0.2, 'share of each class held out, if `path` has no split', most=0.9
     )
     on_error: str = _setting('substitute', 'what a damaged video does', ('substitute', 'raise'))
-    max_failed: float = _setting(
-        0.1, 'share of the videos that may fail before the run stops', most=1
-    )
+    max_failed: float = _setting(0.1, 'share of the videos that may fail', most=1)
     time_limit: float = _setting(60.0, 'seconds that a video may stall', least=0.1)
     sampler: str = _setting('shuffle', 'an epoch has each video once, or as many drawn so that all classes are as frequent', ('shuffle', 'balanced'))  # fmt: skip
     workers: int = _setting(2, 'decoding processes per training process', most=256)
@@ -135,18 +126,12 @@ class Run:
     """Size, precision and bookkeeping."""
 
     batch_size: int = _setting(64, 'clips of one optimizer step, over all processes', least=1)
-    accumulate: int = _setting(
-        1, 'parts in which each process computes its share of a batch', least=1
-    )
+    accumulate: int = _setting(1, 'parts in which a process computes its share of a batch', least=1)
     precision: str = _setting('fp32', 'of the arithmetic', ('fp32', 'bf16', 'fp16'))
     channels_last: bool = _setting(True, 'weights in channels-last order')
     compile: bool = _setting(False, 'run the model through torch.compile')
-    checkpointing: bool = _setting(
-        False, 'recompute each stage in the backward pass, for less memory'
-    )
-    cheap_recompute: bool = _setting(
-        False, 'recompute in the backward pass what costs no convolution, for less memory'
-    )
+    checkpointing: bool = _setting(False, 'recompute each stage in the backward pass: less memory')
+    cheap_recompute: bool = _setting(False, 'recompute all but convolutions in the backward pass')
     sync_bn: bool = _setting(False, 'batch statistics over all processes')
     seed: int = _setting(0, 'of every random draw')
     eval_every: int = _setting(1, 'epochs between two evaluations; the last is always evaluated', least=1)  # fmt: skip
@@ -194,17 +179,16 @@ class Recipe:
                 raise BvtamError(
                     'recipe: give data.path (or train), or data.motion.family, not both'
                 )
-            for f in fields(Augment):
-                # Their scenes vary enough; of the rest only what works on batches is there.
-                of_batch = f.name in ('mixup', 'cutmix')
-                if not of_batch and getattr(self.augment, f.name) != f.default:
-                    raise BvtamError(
-                        f'recipe: augment.{f.name} is not for data.motion: leave it out'
-                    )
-            if self.data.frames or self.data.fps:
-                raise BvtamError('recipe: data.frames and data.fps are not for data.motion')
-        if self.data.motion.family and self.data.sampler != 'shuffle':
-            raise BvtamError('recipe: data.sampler is not for data.motion: leave it out')
+            # Their scenes vary enough; of the rest only what works on batches is there.
+            unused = {f'augment.{f.name}' for f in fields(Augment)} - {
+                'augment.mixup',
+                'augment.cutmix',
+            }
+            unused |= {'data.frames', 'data.fps', 'data.sampler'}
+            for name, default, _ in settings():
+                section, _, key = name.rpartition('.')
+                if name in unused and getattr(getattr(self, section), key) != default:
+                    raise BvtamError(f'recipe: {name} is not for data.motion: leave it out')
         _check_class_weight(self.regularize.class_weight)
         if self.regularize.class_weight == self.data.sampler == 'balanced':
             raise BvtamError(
@@ -354,7 +338,8 @@ def _override(values: dict[str, Any], pair: str) -> None:
     if key not in names and key.partition('.')[0] not in ('clip', 'model_options'):
         matches = [name for name in names if name.rpartition('.')[2] == key]
         if len(matches) != 1:
-            hint = f': {" or ".join(matches)}' if matches else nearest(key, _all_parts(names))
+            parts = [*names, *(name.rpartition('.')[2] for name in names)]
+            hint = f': {" or ".join(matches)}' if matches else nearest(key, parts)
             raise BvtamError(f'unknown setting {key!r}{hint}')
         (key,) = matches
     try:
@@ -368,10 +353,6 @@ def _override(values: dict[str, Any], pair: str) -> None:
             raise BvtamError(f'recipe: {section} must be a table of settings, not {shown(inner)}')
         values = inner
     values[last] = value
-
-
-def _all_parts(names: list[str]) -> list[str]:
-    return [*names, *(name.rpartition('.')[2] for name in names)]
 
 
 def _parse(cls: type, values: Any, where: str) -> Any:

@@ -14,7 +14,7 @@ from ..factory import create_model
 from .data import build_datasets, load_data
 from .recipe import Recipe
 from .setup import build_model
-from .train import Trainer
+from .train import RunResults, Trainer
 
 
 def train(
@@ -23,7 +23,7 @@ def train(
     resume: str = 'auto',
     progress: Callable[[int, int], object] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
+) -> RunResults:
     """Trains by a recipe; what is written, and where, is told in `train.py`.
 
     Args:
@@ -31,9 +31,6 @@ def train(
         out: folder of the run; None: `runs/` and the name of the model.
         resume: 'auto' goes on with the run that `out` holds, 'never' refuses to.
         progress, on_log: as in `Trainer`.
-
-    Returns:
-        `{epochs, steps, best, failed, out}`; `best` is the best evaluation.
 
     Raises:
         BvtamError, FileNotFoundError: a recipe, data or first weights that do not fit together.

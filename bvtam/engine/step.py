@@ -197,8 +197,7 @@ class TrainStep:
         """Inverse of `tensors` and `state`.
 
         Raises:
-            LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError: they are not
-                those of this model and optimizer.
+            One of `checkpoint.MISFITS`: they are not those of this model and optimizer.
         """
         self.model.load_state_dict(checkpoint.read_tensors(folder, 'model'))
         tensors = checkpoint.read_tensors(folder, 'optimizer')

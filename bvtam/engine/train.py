@@ -23,10 +23,9 @@ from contextlib import ExitStack
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -49,6 +48,17 @@ from .setup import freeze_norms
 from .step import TrainStep
 
 log = logging.getLogger('bvtam')
+
+
+class RunResults(TypedDict):
+    """The end of a run, as results.json has it."""
+
+    epochs: int
+    steps: int
+    last: dict[str, float]  # lines of metrics.jsonl: the last and the best evaluation
+    best: dict[str, float]
+    failed: int  # videos that could not be read
+    out: NotRequired[str]  # the folder, from `train`
 
 
 class Trainer:
@@ -120,15 +130,11 @@ class Trainer:
 
     # ---- the loop ----
 
-    def fit(self, resume: str = 'auto') -> dict[str, Any]:
+    def fit(self, resume: str = 'auto') -> RunResults:
         """Trains to the end of the recipe, from the newest checkpoint of the run if there is one.
 
         Args:
             resume: 'auto', or 'never' for a folder that must hold no run yet.
-
-        Returns:
-            What results.json holds: `{epochs, steps, last, best, failed}`; the lines of the last and
-            the best evaluation, and the number of videos that could not be read.
 
         Raises:
             BvtamError: another recipe in the folder, or another process; too many damaged videos;
@@ -239,10 +245,10 @@ class Trainer:
         wrong = (~values.isfinite()).nonzero()
         if not len(wrong):
             return values[:-1]
-        place = min(int(wrong[0]), len(self.pending) - 1)
-        step = self.step - len(self.pending) + place + 1
-        names = self.processes.all_gather(self.videos[place] if self.videos else [])
-        what = 'a weight' if wrong[0] == len(self.pending) else f'the loss {values[place].item()}'
+        first = min(int(wrong[0]), len(self.pending) - 1)
+        step = self.step - len(self.pending) + first + 1
+        names = self.processes.all_gather(self.videos[first] if self.videos else [])
+        what = 'a weight' if wrong[0] == len(self.pending) else f'the loss {values[first].item()}'
         raise BvtamError(
             f'{what} is not finite at step {step} (epoch {self.epoch + 1}): lower optimizer.lr or set '
             'optimizer.clip_grad; the videos of that step: '
@@ -327,28 +333,21 @@ class Trainer:
                 'folder with --out'
             )
         self.metrics.cut(state['metrics_bytes'], state['step'])  # the rest will be written again
-        if newest is None:
-            return 0
+        return self._resume(newest, state) if newest else 0
+
+    def _resume(self, folder: Path, state: dict[str, Any]) -> int:
         try:
-            self.train_step.load(newest, state)
-        except (
-            LookupError,
-            OSError,
-            RuntimeError,
-            SafetensorError,
-            TypeError,
-            ValueError,
-        ) as error:
+            self.train_step.load(folder, state)
+        except checkpoint.MISFITS as error:
             raise BvtamError(
-                f'checkpoint {newest} is not of this run ({error}): remove it, or name another '
+                f'checkpoint {folder} is not of this run ({error}): remove it, or name another '
                 'folder with --out'
             ) from None
         for video, reason in state['failed'].items():
             self.failures.add(video, reason)
         self.epoch, self.best, self.last = state['epoch'], state['best'], state['last']
-        self.pending = [
-            torch.tensor(loss, device=self.processes.device) for loss in state['pending']
-        ]
+        device = self.processes.device
+        self.pending = [torch.tensor(loss, device=device) for loss in state['pending']]
         self.videos = [[] for _ in self.pending]
         done = self.epoch == self.recipe.schedule.epochs
         what = 'is finished: nothing is left to do' if done else f'goes on after step {self.step}'
@@ -368,9 +367,14 @@ class Trainer:
             found[f'{name} videos'] = [len(data) if data is not None else 0, digest]
         return found
 
-    def _finish(self) -> dict[str, Any]:
-        results = {'epochs': self.epoch, 'steps': self.step, 'last': self.last, 'best': self.best}
-        results['failed'] = len(self.failures)
+    def _finish(self) -> RunResults:
+        results: RunResults = {
+            'epochs': self.epoch,
+            'steps': self.step,
+            'last': self.last,
+            'best': self.best,
+            'failed': len(self.failures),
+        }
         if self.out and self.processes.is_main and not (self.out / RESULTS).exists():
             save_curves(self.out)
             write_file(self.out / RESULTS, json.dumps(results, indent=1) + '\n')
