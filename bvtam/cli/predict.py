@@ -11,6 +11,7 @@ from threading import Event
 from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
+from typer import Argument, Option
 
 from ..errors import one_line
 from .shared import (
@@ -41,73 +42,64 @@ def predict(
     context: typer.Context,
     videos: Annotated[
         list[str],
-        typer.Argument(
-            metavar='VIDEO', help='Files, folders, globs, URLs; - for a stream on stdin.'
-        ),
+        Argument(metavar='VIDEO', help='Files, folders, globs, URLs; - for a stream on stdin.'),
     ],
     model: Model = 'bvtam_r50_8x2',
-    topk: Annotated[
-        int, typer.Option(help='Classes to show; of windows, the table has the first.')
-    ] = 5,
+    topk: Annotated[int, Option(help='Classes to show; of windows, the table has the first.')] = 5,
     clips: Clips = None,
     crops: Crops = None,
     every: Annotated[
         float | None,
-        typer.Option(help='Answer for windows of the video, one beginning every so many seconds.'),
+        Option(help='Answer for windows of the video, one beginning every so many seconds.'),
     ] = None,
     length: Annotated[
-        float | None, typer.Option(help='Seconds of a window (default: as --every).')
+        float | None, Option(help='Seconds of a window (default: as --every).')
     ] = None,
     timeline: Annotated[
         Path | None,
-        typer.Option(help='Draw the scores of the windows: a .png file, or a folder of them.'),
+        Option(help='Draw the scores of the windows: a .png file, or a folder of them.'),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help='Copy the video with the labels drawn on it: a .mp4 or .gif file, or a folder.'
         ),
     ] = None,
     evidence: Annotated[
         Path | None,
-        typer.Option(
-            help='Draw where and when the model sees it: a .png file, or a folder of them.'
-        ),
+        Option(help='Draw where and when the model sees it: a .png file, or a folder of them.'),
     ] = None,
     stream: Annotated[
         bool,
-        typer.Option(
+        Option(
             '--stream', help='Answer while one video comes: a file, a pipe, a URL, /dev/video0.'
         ),
     ] = False,
     fps: Annotated[
         float | None,
-        typer.Option(
-            help='Frames a second that --stream looks at (default: all); else as --frame-rate.'
-        ),
+        Option(help='Frames a second that --stream looks at (default: all); else as --frame-rate.'),
     ] = None,
     last: Annotated[
-        int | None,
-        typer.Option(help='Steps that an answer of --stream is of (default: all so far).'),
+        int | None, Option(help='Steps that an answer of --stream is of (default: all so far).')
     ] = None,
     batch_size: BatchSize = 8,
     workers: Threads = 4,
     precision: Precision = 'fp32',
     runtime: Annotated[
         Literal['torch', 'onnx', 'openvino'],
-        typer.Option(help='What runs the model; --model is a file from `export` then.'),
+        Option(help='What runs the model; --model is a file from `export` then.'),
     ] = 'torch',
     on_error: OnError = 'raise',
     max_failed: MaxFailed = 0.1,
     errors: Annotated[
-        Path | None, typer.Option(help='CSV file to list the videos in that were skipped.')
+        Path | None, Option(help='CSV file to list the videos in that were skipped.')
     ] = None,
     frames: Frames = '',
     frame_rate: FolderRate = None,
     time_limit: TimeLimit = 60.0,
     protocols: Protocols = 'http,https,rtsp',
     as_json: Annotated[
-        bool, typer.Option('--json', help='Print one JSON document; with --stream, one a line.')
+        bool, Option('--json', help='Print one JSON document; with --stream, one a line.')
     ] = False,
 ) -> None:
     """Name what videos show: the likeliest classes and their scores."""
@@ -232,17 +224,15 @@ class _Pictures(NamedTuple):
 @app.command()
 def demo(
     model: Model = 'bvtam_r50_8x2',
-    port: Annotated[int, typer.Option(help='Of the page, on this machine.')] = 7860,
+    port: Annotated[int, Option(help='Of the page, on this machine.')] = 7860,
     share: Annotated[
-        bool, typer.Option('--share', help="Let others see it, through Gradio's servers.")
+        bool, Option('--share', help="Let others see it, through Gradio's servers.")
     ] = False,
     auth: Annotated[
         str,
-        typer.Option(
-            metavar='USER:PASSWORD', help='Ask for these (default: --share makes a password).'
-        ),
+        Option(metavar='USER:PASSWORD', help='Ask for these (default: --share makes a password).'),
     ] = '',
-    max_size: Annotated[int, typer.Option(min=1, help='MB of an upload.')] = 200,
+    max_size: Annotated[int, Option(min=1, help='MB of an upload.')] = 200,
 ) -> None:
     """Open a page to drop or record a video on: what it shows, when, and where the evidence is."""
     from ..inference.demo import build, launch

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from ..data.list_formats import FORMATS
 from ..errors import BvtamError, one_line
@@ -24,53 +25,50 @@ app = typer.Typer(
 )
 
 _NAME = 'ARCH, ARCH.TAG, local-dir:PATH, hf-hub:REPO, or the folder of a run.'
-Model = Annotated[str, typer.Option(help=_NAME)]
-ModelName = Annotated[str, typer.Argument(metavar='MODEL', help=_NAME)]
-Clips = Annotated[int | None, typer.Option(help="Clips of a video (default: the model's).")]
-Crops = Annotated[
-    int | None, typer.Option(help="Crops of a clip: 1, 3, 5 or 10 (default: the model's).")
-]
+Model = Annotated[str, Option(help=_NAME)]
+ModelName = Annotated[str, Argument(metavar='MODEL', help=_NAME)]
+Clips = Annotated[int | None, Option(help="Clips of a video (default: the model's).")]
+Crops = Annotated[int | None, Option(help="Crops of a clip: 1, 3, 5 or 10 (default: the model's).")]
 BatchSize = Annotated[
-    int, typer.Option(help='Clips that go through the model together, each view as one.')
+    int, Option(help='Clips that go through the model together, each view as one.')
 ]
-Threads = Annotated[int, typer.Option('--workers', help='Threads that decode.')]
-Json = Annotated[bool, typer.Option('--json', help='Print one JSON document instead of a table.')]
+Threads = Annotated[int, Option('--workers', help='Threads that decode.')]
+Json = Annotated[bool, Option('--json', help='Print one JSON document instead of a table.')]
 OnError = Annotated[
     Literal['skip', 'raise'],
-    typer.Option(help='A video that cannot be read is skipped and counted, or stops all.'),
+    Option(help='A video that cannot be read is skipped and counted, or stops all.'),
 ]
 MaxFailed = Annotated[
-    float, typer.Option(help='Share of the videos, 0 to 1, that may fail before all stops.')
+    float, Option(help='Share of the videos, 0 to 1, that may fail before all stops.')
 ]
 TimeLimit = Annotated[
-    float, typer.Option(help='Seconds without progress after which a video has failed.')
+    float, Option(help='Seconds without progress after which a video has failed.')
 ]
 Precision = Annotated[
     Literal['fp32', 'bf16'],
-    typer.Option(help='Of the model; bf16 is faster where the processor has it, and less exact.'),
+    Option(help='Of the model; bf16 is faster where the processor has it, and less exact.'),
 ]
 LISTS = f'a list ({", ".join(form.name for form in FORMATS)})'
 Root = Annotated[
-    str, typer.Option(help='Where the paths in a list start (default: the folder of the list).')
+    str, Option(help='Where the paths in a list start (default: the folder of the list).')
 ]
 AllowUrls = Annotated[
-    bool,
-    typer.Option('--allow-urls', help='Let a list name addresses of videos, not files alone.'),
+    bool, Option('--allow-urls', help='Let a list name addresses of videos, not files alone.')
 ]
 Protocols = Annotated[
-    str, typer.Option(help='Of URLs that may be opened, also by redirects and playlists.')
+    str, Option(help='Of URLs that may be opened, also by redirects and playlists.')
 ]
 Frames = Annotated[
     str,
-    typer.Option(
+    Option(
         metavar='NAMES',
         help='Of folders of images, the names of the frames, as in `img_{:05d}.jpg` or `img_*.jpg` '
         '(default: all that are numbered).',
     ),
 ]
 _RATE = 'Frames a second of folders of images (default: 25); a video file has times of its own.'
-FrameRate = Annotated[float | None, typer.Option('--frame-rate', '--fps', help=_RATE)]
-FolderRate = Annotated[float | None, typer.Option('--frame-rate', help=_RATE)]  # --fps is another
+FrameRate = Annotated[float | None, Option('--frame-rate', '--fps', help=_RATE)]
+FolderRate = Annotated[float | None, Option('--frame-rate', help=_RATE)]  # --fps is another
 
 
 def check_given(

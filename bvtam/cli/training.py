@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from .shared import (
     LISTS,
@@ -39,26 +40,26 @@ from .shared import (
 def train(
     recipe: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar='RECIPE', help='Name of a recipe or path of a YAML file (default: finetune).'
         ),
     ] = '',
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar='KEY=VALUE', help='Settings in place of those of the recipe.'),
+        Argument(metavar='KEY=VALUE', help='Settings in place of those of the recipe.'),
     ] = None,
-    data: Annotated[str, typer.Option(help=f'A folder for each class, or {LISTS}.')] = '',
+    data: Annotated[str, Option(help=f'A folder for each class, or {LISTS}.')] = '',
     out: Annotated[
-        Path | None, typer.Option(help='Folder of the run (default: runs/ and the model).')
+        Path | None, Option(help='Folder of the run (default: runs/ and the model).')
     ] = None,
     frames: Frames = '',
     frame_rate: FrameRate = None,
     resume: Annotated[
         Literal['auto', 'never'],
-        typer.Option(help='What to do with a run in that folder: go on with it, or refuse to.'),
+        Option(help='What to do with a run in that folder: go on with it, or refuse to.'),
     ] = 'auto',
     list_settings: Annotated[
-        bool, typer.Option('--settings', help='List the recipes and every setting, and end.')
+        bool, Option('--settings', help='List the recipes and every setting, and end.')
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -119,15 +120,11 @@ _EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'precision', 'as_
 def eval_(
     context: typer.Context,
     model: ModelName,
-    data: Annotated[
-        str, typer.Option(help=f'A folder for each class, {LISTS}, or the word motion.')
-    ],
-    split: Annotated[
-        Literal['train', 'val', 'test'], typer.Option(help='Part of the data.')
-    ] = 'val',
+    data: Annotated[str, Option(help=f'A folder for each class, {LISTS}, or the word motion.')],
+    split: Annotated[Literal['train', 'val', 'test'], Option(help='Part of the data.')] = 'val',
     val_share: Annotated[
         float,
-        typer.Option(
+        Option(
             help='Share of each class that is val, where the data does not name its parts; training '
             'holds out 0.2.'
         ),
@@ -140,17 +137,17 @@ def eval_(
     crops: Crops = None,
     out: Annotated[
         Path | None,
-        typer.Option(help='Folder for results.json, per_class.csv, confusion.png, errors.csv.'),
+        Option(help='Folder for results.json, per_class.csv, confusion.png, errors.csv.'),
     ] = None,
     batch_size: BatchSize = 8,
-    workers: Annotated[int, typer.Option(help='Processes that decode.')] = 2,
+    workers: Annotated[int, Option(help='Processes that decode.')] = 2,
     precision: Precision = 'fp32',
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
-    count: Annotated[int, typer.Option(help='Of motion: clips.')] = 2000,
-    seed: Annotated[int, typer.Option(help='Of motion: other seeds, other clips.')] = 1,
+    count: Annotated[int, Option(help='Of motion: clips.')] = 2000,
+    seed: Annotated[int, Option(help='Of motion: other seeds, other clips.')] = 1,
     videos: Annotated[
-        bool, typer.Option('--videos', help='Of motion: by way of H.264 files, 320x240 at 10 fps.')
+        bool, Option('--videos', help='Of motion: by way of H.264 files, 320x240 at 10 fps.')
     ] = False,
     as_json: Json = False,
 ) -> None:

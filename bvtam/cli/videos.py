@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from .shared import (
     LISTS,
@@ -34,32 +35,28 @@ from .shared import (
 
 @app.command()
 def extract(
-    sources: Annotated[
-        list[str], typer.Argument(metavar='VIDEO', help='Files, folders, globs, URLs.')
-    ],
-    out: Annotated[Path, typer.Option(help='Folder of the shards.')],
+    sources: Annotated[list[str], Argument(metavar='VIDEO', help='Files, folders, globs, URLs.')],
+    out: Annotated[Path, Option(help='Folder of the shards.')],
     model: Model = 'bvtam_r50_8x2',
     what: Annotated[
-        Literal['clip', 'window', 'pair'], typer.Option(help='What one embedding is of.')
+        Literal['clip', 'window', 'pair'], Option(help='What one embedding is of.')
     ] = 'clip',
     length: Annotated[
-        float | None, typer.Option(help='Seconds of a window; --what window needs it.')
+        float | None, Option(help='Seconds of a window; --what window needs it.')
     ] = None,
     every: Annotated[
-        float | None,
-        typer.Option(help='Seconds from one window to the next (default: as --length).'),
+        float | None, Option(help='Seconds from one window to the next (default: as --length).')
     ] = None,
     stage: Annotated[
-        str,
-        typer.Option(help='pooled (what the classifier takes), or a stage by name or number.'),
+        str, Option(help='pooled (what the classifier takes), or a stage by name or number.')
     ] = 'pooled',
     format: Annotated[
-        Literal['safetensors', 'parquet'], typer.Option(help='Of the shards.')
+        Literal['safetensors', 'parquet'], Option(help='Of the shards.')
     ] = 'safetensors',
     dtype: Annotated[
-        Literal['float32', 'float16'], typer.Option(help='Of the embeddings on disk.')
+        Literal['float32', 'float16'], Option(help='Of the embeddings on disk.')
     ] = 'float32',
-    shard_size: Annotated[int, typer.Option(help='Videos of a shard.')] = 256,
+    shard_size: Annotated[int, Option(help='Videos of a shard.')] = 256,
     batch_size: BatchSize = 8,
     workers: Threads = 4,
     precision: Precision = 'fp32',
@@ -71,7 +68,7 @@ def extract(
     frame_rate: FrameRate = None,
     shard: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar='env|all|R/N',
             help='Share of this process: by RANK and WORLD_SIZE, all, or that of process R of N.',
         ),
@@ -122,48 +119,45 @@ def prepare(
     context: typer.Context,
     src: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar='SRC', help=f'Folder of videos, for each class or of all; {LISTS}; or motion.'
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to write.')],
+    out: Annotated[Path, Argument(metavar='OUT', help='Folder to write.')],
     size: Annotated[
-        int | None,
-        typer.Option(help='Pixels of the shorter side (default: 256, of motion 112).'),
+        int | None, Option(help='Pixels of the shorter side (default: 256, of motion 112).')
     ] = None,
     format: Annotated[
-        Literal['video', 'frames'], typer.Option(help='H.264 in MP4, or folders of JPEG files.')
+        Literal['video', 'frames'], Option(help='H.264 in MP4, or folders of JPEG files.')
     ] = 'video',
-    gop: Annotated[int, typer.Option(help='Frames from one keyframe to the next.')] = 12,
+    gop: Annotated[int, Option(help='Frames from one keyframe to the next.')] = 12,
     quality: Annotated[
-        int | None,
-        typer.Option(help='CRF of videos (default: 18), or quality of JPEG (default: 95).'),
+        int | None, Option(help='CRF of videos (default: 18), or quality of JPEG (default: 95).')
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(help='Frames a second that are written (default: as they are).')
+        float | None, Option(help='Frames a second that are written (default: as they are).')
     ] = None,
     frames: Frames = '',
     frame_rate: FolderRate = None,
     colors: Annotated[
         Literal['tagged', 'jpeg'],
-        typer.Option(help='Of JPEG files: by the tags of the video, or as FFmpeg extracts them.'),
+        Option(help='Of JPEG files: by the tags of the video, or as FFmpeg extracts them.'),
     ] = 'tagged',
-    workers: Annotated[int | None, typer.Option(help='Processes (default: one per core).')] = None,
+    workers: Annotated[int | None, Option(help='Processes (default: one per core).')] = None,
     split: Annotated[
-        Literal['train', 'val', 'test'] | None, typer.Option(help='One part only (default: all).')
+        Literal['train', 'val', 'test'] | None, Option(help='One part only (default: all).')
     ] = None,
     root: Root = '',
-    labels: Annotated[str, typer.Option(help='File with the label names (default: found).')] = '',
+    labels: Annotated[str, Option(help='File with the label names (default: found).')] = '',
     allow_urls: AllowUrls = False,
     on_error: OnError = 'skip',
     max_failed: MaxFailed = 0.1,
     time_limit: TimeLimit = 60.0,
     count: Annotated[
-        int,
-        typer.Option(help='Of motion: videos to train on; a fifth more each for val and test.'),
+        int, Option(help='Of motion: videos to train on; a fifth more each for val and test.')
     ] = 1400,
     family: Annotated[
-        Literal['direction', 'order', 'all'], typer.Option(help='Of motion: which classes.')
+        Literal['direction', 'order', 'all'], Option(help='Of motion: which classes.')
     ] = 'all',
     as_json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from ..errors import BvtamError
 from .shared import (
@@ -28,9 +29,9 @@ from .shared import (
 
 @app.command('list')
 def list_(
-    pattern: Annotated[str, typer.Argument(help="Wildcards, as in 'bvtam_r50_*'.")] = '*',
+    pattern: Annotated[str, Argument(help="Wildcards, as in 'bvtam_r50_*'.")] = '*',
     pretrained: Annotated[
-        bool, typer.Option('--pretrained', help='Weights, and how each comes to this machine.')
+        bool, Option('--pretrained', help='Weights, and how each comes to this machine.')
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -79,14 +80,12 @@ def info(
 @app.command()
 def flops(
     name: Annotated[
-        str, typer.Argument(help="A model, or wildcards as in 'bvtam_r50_*'; not with --check.")
+        str, Argument(help="A model, or wildcards as in 'bvtam_r50_*'; not with --check.")
     ] = '',
-    frames: Annotated[int | None, typer.Option(min=1, help='Frames T of the clip.')] = None,
-    size: Annotated[int | None, typer.Option(min=1, help='Height and width in pixels.')] = None,
-    num_classes: Annotated[int | None, typer.Option(min=0, help='Classes of the head.')] = None,
-    check: Annotated[
-        bool, typer.Option('--check', help='Go through the whole published table.')
-    ] = False,
+    frames: Annotated[int | None, Option(min=1, help='Frames T of the clip.')] = None,
+    size: Annotated[int | None, Option(min=1, help='Height and width in pixels.')] = None,
+    num_classes: Annotated[int | None, Option(min=0, help='Classes of the head.')] = None,
+    check: Annotated[bool, Option('--check', help='Go through the whole published table.')] = False,
     as_json: Json = False,
 ) -> None:
     """Count multiply-accumulates with fvcore: as published, and as executed here."""
@@ -121,16 +120,16 @@ def flops(
 def export(
     name: ModelName,
     out: Annotated[
-        Path, typer.Argument(help='File to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).')
+        Path, Argument(help='File to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).')
     ],
     int8: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar='DATA',
             help='Quantise to 8-bit integers, calibrated on these videos; motion for rendered ones.',
         ),
     ] = '',
-    count: Annotated[int, typer.Option(min=1, help='Clips to calibrate on.')] = 100,
+    count: Annotated[int, Option(min=1, help='Clips to calibrate on.')] = 100,
     frames: Frames = '',
     frame_rate: FrameRate = None,
     as_json: Json = False,
@@ -159,17 +158,17 @@ def export(
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar='NAME', help='Models, or wildcards.')
+        list[str] | None, Argument(metavar='NAME', help='Models, or wildcards.')
     ] = None,
     peers: Annotated[
         list[str] | None,
-        typer.Option(help='Models of other libraries: a name, all (that are installed), or none.'),
+        Option(help='Models of other libraries: a name, all (that are installed), or none.'),
     ] = None,
     precision: Precision = 'fp32',
-    batch: Annotated[list[int] | None, typer.Option(min=1, help='Clips at a time.')] = None,
-    rounds: Annotated[int, typer.Option(min=1, help='Turns that each model takes.')] = 5,
+    batch: Annotated[list[int] | None, Option(min=1, help='Clips at a time.')] = None,
+    rounds: Annotated[int, Option(min=1, help='Turns that each model takes.')] = 5,
     out: Annotated[
-        Path | None, typer.Option(help='Folder for bench.json, bench.md and bench.png.')
+        Path | None, Option(help='Folder for bench.json, bench.md and bench.png.')
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -212,16 +211,16 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="The authors' file.")],
+    checkpoint: Annotated[Path, Argument(help="The authors' file.")],
     name: Annotated[
-        str, typer.Option(help='ARCH.TAG of the result (default: inferred, tag `converted`).')
+        str, Option(help='ARCH.TAG of the result (default: inferred, tag `converted`).')
     ] = '',
-    labels: Annotated[str, typer.Option(help='Class names: a line each, CSV, or JSON.')] = '',
-    out: Annotated[str, typer.Option(help='Folder to write (default: in your cache).')] = '',
-    sha256: Annotated[str, typer.Option(help='That the file must have; else it is not read.')] = '',
+    labels: Annotated[str, Option(help='Class names: a line each, CSV, or JSON.')] = '',
+    out: Annotated[str, Option(help='Folder to write (default: in your cache).')] = '',
+    sha256: Annotated[str, Option(help='That the file must have; else it is not read.')] = '',
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar='KEY=VALUE', help='What weights do not tell: temporal_pool=true.'),
+        Option(metavar='KEY=VALUE', help='What weights do not tell: temporal_pool=true.'),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -239,7 +238,7 @@ def convert(
 
 @app.command()
 def verify(
-    name: Annotated[str, typer.Argument(help='ARCH.TAG, a zoo folder, or that of a run.')] = '',
+    name: Annotated[str, Argument(help='ARCH.TAG, a zoo folder, or that of a run.')] = '',
     as_json: Json = False,
 ) -> None:
     """Check weights: hashes, a strict load, and the logits of a stored clip (default: all here)."""
@@ -258,11 +257,11 @@ def verify(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help='A zoo folder, or that of a run.')],
-    repo_id: Annotated[str, typer.Argument(help='owner/repo on the Hugging Face Hub.')],
-    private: Annotated[bool, typer.Option(help='Make a new repo private.')] = False,
-    revision: Annotated[str, typer.Option(help='Branch to push to; made if it is not there.')] = '',
-    create_pr: Annotated[bool, typer.Option(help='Open a pull request.')] = False,
+    folder: Annotated[Path, Argument(help='A zoo folder, or that of a run.')],
+    repo_id: Annotated[str, Argument(help='owner/repo on the Hugging Face Hub.')],
+    private: Annotated[bool, Option(help='Make a new repo private.')] = False,
+    revision: Annotated[str, Option(help='Branch to push to; made if it is not there.')] = '',
+    create_pr: Annotated[bool, Option(help='Open a pull request.')] = False,
     as_json: Json = False,
 ) -> None:
     """Upload a zoo folder to the Hugging Face Hub."""
