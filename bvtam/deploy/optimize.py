@@ -120,9 +120,9 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         after = 'relu' if self.relu and shortcut is None else 'none'
-        if self.packed is None:
+        if self.packed is None or (x.requires_grad and torch.is_grad_enabled()):  # or no gradient
             padding, stride, dilation = self.geometry
-            x = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+            x = F.conv2d(x, self._plain(), self.bias, stride, padding, dilation, self.groups)
             after = 'none'
         elif self.dense:
             x = x.permute(0, 2, 3, 1)
@@ -141,6 +141,13 @@ class FusedConv(nn.Module):
             x += shortcut
         return x.relu_() if self.relu and after == 'none' else x
 
+    def _plain(self) -> Tensor:
+        """The weight (out, in, height, width) in the usual order."""
+        if self.packed is None:
+            return self.weight
+        plain = self.packed.to_dense()
+        return plain[:, :, None, None] if plain.ndim == 2 else plain
+
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is not None:
@@ -150,9 +157,7 @@ class FusedConv(nn.Module):
         state = super().__getstate__()
         if self.packed is None:
             return state
-        plain = self.packed.to_dense()
-        plain = plain[:, :, None, None] if plain.ndim == 2 else plain
-        return state | {'packed': None, 'plain': plain}
+        return state | {'packed': None, 'plain': self._plain()}
 
     def __setstate__(self, state):
         plain = state.pop('plain', None)

@@ -87,7 +87,7 @@ def save_timeline(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     )
     band.set(xlabel='time (s)', yticks=[], ylim=(0, 1), xlim=(0, edges[-1]))
     band.set_ylabel('likeliest', rotation=0, ha='right', va='center')
-    shown = [(color, _short(names[index])) for index, color in colors.items()]
+    shown = [(color, short(names[index])) for index, color in colors.items()]
     if not colors.keys() >= wins.keys():
         shown.append(('lightgrey', 'others'))
     legend = figure.legend(
@@ -99,7 +99,7 @@ def save_timeline(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     for text, (_, label) in zip(legend.get_texts(), shown, strict=True):
         text.set(text=label, parse_math=False)  # a dollar sign is one
     figure.suptitle(
-        f'{_short(os.path.basename(result["video"]))}, {result["model"]}', parse_math=False
+        f'{short(os.path.basename(result["video"]))}, {result["model"]}', parse_math=False
     )
     with atomic_file(path) as new, warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph')  # one for each letter
@@ -186,7 +186,8 @@ def _changes(found: list[dict[str, Any]]) -> list[float]:
     return changes
 
 
-def _short(text: object) -> str:
+def short(text: object) -> str:
+    """A label for a picture: one line of at most 40 characters."""
     text = one_line(text)
     return text if len(text) <= _LONGEST else f'{text[: _LONGEST - 1]}…'
 
@@ -208,7 +209,7 @@ def _panel(top: list[dict[str, Any]], width: int, height: int) -> Image.Image:
         filled = round(width * entry['score'])
         if filled:
             canvas.rectangle((0, y, filled - 1, y + row - 1), fill=_BAR)
-        text = f'{100 * entry["score"]:.0f}%  {_short(entry["label"])}'
+        text = f'{100 * entry["score"]:.0f}%  {short(entry["label"])}'
         canvas.text((size // 2, y + row / 2), text, font=font, fill=_TEXT, anchor='lm')
     return image
 

@@ -13,6 +13,7 @@ from support.runs import lively
 import bvtam
 from bvtam.data.transforms import normalize
 from bvtam.errors import BvtamError
+from bvtam.inference import evidence as room
 
 
 @pytest.fixture(scope='module', params=['bvtam_tiny_8x2', 'tam_resnet18_f8'])
@@ -39,6 +40,29 @@ def test_maps_add_up_to_the_lead_of_the_class(net):
     assert best == logits.argmax() and len(found['top']) == 3
     assert found['maps'].mean().item() == pytest.approx((logits[best] - logits.mean()).item(), rel=1e-4)  # fmt: skip
     assert found['maps'].flatten().std() > 0.01
+
+
+def test_motion_adds_up_to_the_lead_over_a_still_clip_and_is_where_something_moves(
+    net, monkeypatch
+):
+    monkeypatch.setattr(room, '_STEPS', 64)  # noise wants many
+    frames = net.clip_config.num_frames
+    video = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8).repeat(frames, 1, 1, 1)
+    video[:, :, 10:30, 20:40] = torch.randint(0, 256, (frames, 3, 20, 20), dtype=torch.uint8)
+    found = bvtam.evidence(net, video)
+    moves = torch.zeros(64, 64, dtype=torch.bool)
+    moves[10:30, 20:40] = True
+    assert found['motion'].shape == (frames, 64, 64)
+    strength = found['motion'].abs().amax(0)
+    assert strength[~moves].max() < 1e-6 < 1e-4 < strength[moves].min()
+    clip = normalize(video.transpose(0, 1)[None], net.clip_config)
+    with torch.no_grad():
+        logits = net.eval()(torch.cat([clip, clip.mean(2, keepdim=True).expand_as(clip)]))
+    leads = logits[:, found['top'][0]['index']] - logits.mean(1)
+    assert found['motion'].sum().item() == pytest.approx((leads[0] - leads[1]).item(), rel=0.1)
+    fast = bvtam.evidence(bvtam.optimize(net), video)['motion']
+    both = torch.stack([fast.flatten(), found['motion'].flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.999
 
 
 def test_the_map_is_where_the_evidence_is(net):
