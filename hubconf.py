@@ -1,4 +1,4 @@
-"""Every registered network for `torch.hub.load(REPO, name, pretrained=..., **options)`."""
+"""Every registered model for `torch.hub.load(REPO, name, pretrained=..., **options)`."""
 
 dependencies = [
     'torch',

@@ -1,4 +1,4 @@
-"""A name to a net with its weights and its ClipConfig."""
+"""A name to a model with its weights and its ClipConfig."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .weights.table import Entry, entries
 log = logging.getLogger('bvtam')
 
 if hasattr(os, 'register_at_fork'):
-    # The threads that torch has started, at the latest for a network's first weights, are not in a
+    # The threads that torch has started, at the latest for a model's first weights, are not in a
     # forked process, which would wait for them for ever.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
@@ -41,7 +41,7 @@ def list_pretrained(pattern: str = '*') -> list[str]:
     """`arch.tag` of all weights that match `pattern`, by whole name or by arch.
 
     They are those on this machine and all published ones; `bvtam.weights.resolve.where(name)` tells how
-    each comes to a net here.
+    each comes to a model here.
     """
     names = dict.fromkeys([*entries(), *(folder.name for folder in resolve.folders())])
     order = {arch: i for i, arch in enumerate(list_models())}
@@ -58,7 +58,7 @@ def create_model(
     pretrained: bool | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A net by name, as `timm.create_model` gives it, with bad input said in one line.
+    """A model by name, as `timm.create_model` gives it, with bad input said in one line.
 
     Args:
         model_name: `arch`, `arch.tag`, `hf-hub:owner/repo[@revision]`, `local-dir:path`, or the path
@@ -66,11 +66,11 @@ def create_model(
         pretrained: load the weights (see `bvtam.weights.resolve` for where a name finds them). Left out,
             those of a folder or a repo are loaded, since nothing else is meant by naming one, and of
             an `arch` or `arch.tag` none, as by timm.
-        options: of the net (`bvtam info NAME` lists them); timm's `features_only`, `out_indices`,
+        options: of the model (`bvtam info NAME` lists them); timm's `features_only`, `out_indices`,
             `cache_dir`; `allow_pickle=True` for a Hub repo that has other formats than safetensors.
 
     Returns:
-        The net, with `clip_config` (ClipConfig, None for image nets) and `label_names`.
+        The model, with `clip_config` (ClipConfig, None for image models) and `label_names`.
 
     Raises:
         BvtamError: an unknown name or option, weights that are missing or do not fit.
@@ -139,7 +139,7 @@ def _locate(model_name: str, weights: bool = False, cache: Any = None) -> tuple[
 
 
 def describe(model_name: str) -> dict[str, Any]:
-    """What `bvtam info` shows of a net; no weights are loaded.
+    """All that `bvtam info` shows of a model; no weights are loaded.
 
     Returns:
         `{name, architecture, params, num_classes, num_features, input, weights, published, options,

@@ -58,7 +58,7 @@ def test_a_run_can_be_verified_and_described(run):
 
 
 def test_the_program_knows_the_models(run):
-    """The command line imports the networks only when it needs them; `verify` goes by timm's registry."""
+    """The command line imports the models only when it needs them; `verify` goes by timm's registry."""
     program = Path(sysconfig.get_path('scripts')) / 'bvtam'
     if not program.exists():
         pytest.skip('bvtam is on the path, but not installed')

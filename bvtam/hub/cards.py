@@ -149,7 +149,7 @@ def _how_to_get(entry: Entry) -> str:
 
 
 def published_model(entry: Entry) -> nn.Module:
-    """The net of an entry without its weights, on the meta device, as its card and config describe it."""
+    """The model of an entry without its weights, on the meta device, as its card and config describe it."""
     with torch.device('meta'):
         model = model_entrypoint(entry.arch)(
             pretrained=False, pretrained_cfg_overlay={'num_classes': entry.num_classes}

@@ -1,4 +1,4 @@
-"""An authors' checkpoint to a zoo folder: what net it is follows from its names and shapes.
+"""An authors' checkpoint to a zoo folder: what model it is follows from its names and shapes.
 
 Four releases are read: IBM/bLVNet-TAM, IBM/BigLittleNet, IBM/action-recognition-pytorch and
 mit-han-lab/temporal-shift-module; flat or wrapped in `{'state_dict': ...}`, with or without the
@@ -40,14 +40,14 @@ _HARMLESS = [
     *{type(np.dtype(kind)) for kind in ('?', *'bhilqBHILQefd')},
 ]
 
-# What weights do not tell, so that a caller may
+# Options that leave no trace in weights, so that a caller may tell them
 _UNTOLD = ('temporal_pool', 'drop_rate', 'drop_path_rate')
 
 # Where training programs keep weights in a checkpoint; averages first, as timm does.
 _CONTAINERS = ('state_dict_ema', 'ema_state_dict', 'model_ema', 'state_dict', 'model_state_dict')
 _CONTAINERS += ('model_state', 'model', 'net', 'network', 'module', 'weights')
 
-# What wrappers put before every name of a model, averages first, and in the middle of names.
+# Prefixes of wrappers before every name of a model, averages first, and in the middle of names.
 _WRAPPERS = ('ema_model.', 'model_ema.', 'averaged_model.', 'ema.', 'module.', 'model.', 'net.')
 _WRAPPERS += ('network.',)
 _INSIDE = r'(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
@@ -61,7 +61,7 @@ _RELEASES = {
 
 
 class Identity(NamedTuple):
-    """What a checkpoint is: the names it may bear, the options that differ from theirs, its release."""
+    """The kind of a checkpoint: names that fit, the options that differ from theirs, its release."""
 
     arch_prefix: str
     options: dict[str, Any]
@@ -156,7 +156,7 @@ def _plain_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def identify(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, Tensor]]:
-    """What net the weights are of, and the same weights under our names.
+    """The model that the weights are of, and the same weights under our names.
 
     Raises:
         BvtamError: none that this package has, with the first few names.
@@ -194,7 +194,7 @@ def _identify_bl(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, Tenso
     depths = {blocks: f'r{depth}' for depth, blocks in bl_resnet.DEPTHS.items()}
     depths[2, 2, 2, 2] = 'tiny'
     if layers not in depths:
-        raise BvtamError(f'no network of this package has stages of {layers} bottlenecks')
+        raise BvtamError(f'no model of this package has stages of {layers} bottlenecks')
     # several betas may give the same blocks; the releases' own comes first
     betas = [b for b in (4, 2, 1, *range(3, 31))
              if [max(1, n // b - 1) for n in layers[:3]] == shallow]  # fmt: skip
@@ -229,7 +229,7 @@ def _identify_resnet(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, T
         ((3, 4, 23, 3), True): 101,
     }.get((layers, bottleneck))
     if depth is None:
-        raise BvtamError(f'no network of this package is a ResNet with stages of {layers} blocks')
+        raise BvtamError(f'no model of this package is a ResNet with stages of {layers} blocks')
     family = 'tam' if aggregated else 'tsm' if shifted else 'tsn'
     options: dict[str, Any] = {}
     if aggregated:
@@ -257,7 +257,7 @@ def _arch(identity: Identity, hint: str) -> str:
     """The registered name: weights do not tell T, so the file's own name may (`f16x2`, `segment8`)."""
     archs = [n for n in list_models() if n.startswith(identity.arch_prefix)]
     if not archs:
-        raise BvtamError(f'no registered network is named {identity.arch_prefix}...')
+        raise BvtamError(f'no registered model is named {identity.arch_prefix}...')
     for frames in re.findall(r'(?:\bf|segment|[-_]f)(\d+(?:x2)?)(?![\dx])', hint):
         for arch in archs:
             if arch.endswith((f'_{frames}', f'_f{frames}')):
@@ -281,7 +281,7 @@ def convert(
         labels: a text file with one class name per line, or what else `read_labels` takes.
         out: the folder to write; by default one in the user's zoo, where the name finds it.
         sha256: of the file, where its authors or somebody you trust have published it; checked first.
-        options: of the network, where the weights do not tell them (`temporal_pool=True`).
+        options: of the model, where the weights do not tell them (`temporal_pool=True`).
 
     Returns:
         The folder.
@@ -312,7 +312,7 @@ def convert(
     variant = _ibm_variant(str(meta.get('arch', ''))) if identity.release == 'ibm' else {}
     options = identity.options | variant | options
     if arch and arch not in list_models():
-        raise BvtamError(f'--name: no network is named {arch}{nearest(arch, list_models())}')
+        raise BvtamError(f'--name: no model is named {arch}{nearest(arch, list_models())}')
     if arch and not arch.startswith(identity.arch_prefix):
         raise BvtamError(f'--name says {arch}, but the checkpoint is of {identity.arch_prefix}*')
     arch = arch or _arch(identity, hint)
@@ -352,9 +352,9 @@ def convert(
 def _ibm_variant(arch: str) -> dict[str, Any]:
     """Options without a trace in the weights; the release writes them into the name it stores."""
     if '-ts-avg' in arch:
-        raise BvtamError(f'{arch} pools over time by averaging, which no network here does')
+        raise BvtamError(f'{arch} pools over time by averaging, which no model here does')
     if re.search(r'TAM-b\d+-max', arch):
-        raise BvtamError(f'{arch} aggregates by maximum, not by sum, which no network here does')
+        raise BvtamError(f'{arch} aggregates by maximum, not by sum, which no model here does')
     return {'temporal_pool': True} if '-ts-max' in arch else {}
 
 

@@ -1,4 +1,4 @@
-"""From a net to a zoo folder, which is a Hugging Face Hub repo as it stands."""
+"""From a model to a zoo folder, which is a Hugging Face Hub repo as it stands."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def zoo_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
     folder = Path(folder).resolve()  # a link stays one
     try:
         recover(folder)
-        others = _strangers(folder)
+        others = _foreign_files(folder)
         if (folder.exists() and not folder.is_dir()) or (others and not keep):
             raise BvtamError(f'{folder} is there and is no zoo folder: name another one')
         with atomic_folder(folder, others) as new:
@@ -43,8 +43,8 @@ def zoo_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
         raise BvtamError(f'{folder} cannot be written: {reason}') from None
 
 
-def _strangers(folder: Path) -> list[Path]:
-    """What lies in a zoo folder that this module does not write; none where there is no folder."""
+def _foreign_files(folder: Path) -> list[Path]:
+    """The files in a zoo folder that this module does not write; none where there is no folder."""
     own = {zoo.CONFIG, zoo.WEIGHTS, zoo.CARD, zoo.GOLDEN, zoo.SUMS}
     return [path for path in folder.iterdir() if path.name not in own] if folder.is_dir() else []
 
@@ -61,7 +61,7 @@ def save_pretrained(
     """Writes a zoo folder: config.json, weights, model card, a golden pair, and their SHA-256.
 
     Args:
-        model: a net of this package, from any of its factories.
+        model: a model of this package, from any of its factories.
         folder: made whole or not at all; a zoo folder of the same name is replaced.
         origin: where the weights come from, in a sentence for the card.
         licence: of the weights, as the Hub names it; left open when nobody chose one.
@@ -73,17 +73,17 @@ def save_pretrained(
         The folder.
 
     Raises:
-        BvtamError: `folder` is there and is no zoo folder, it cannot be written, the net is an
+        BvtamError: `folder` is there and is no zoo folder, it cannot be written, the model is an
             optimised one or none of this package, or has label names of another number than its
             classes.
     """
     model = getattr(model, '_orig_mod', model)  # of a compiled one
     if not all(hasattr(model, name) for name in ('num_classes', 'clip_config', 'label_names')):
         raise BvtamError(
-            f'{type(model).__name__} is no net as create_model gives it (features_only is none)'
+            f'{type(model).__name__} is no model as create_model gives it (features_only is none)'
         )
     if getattr(model, 'optimized', False):
-        raise BvtamError('an optimised net cannot be saved: save the one that it was made of')
+        raise BvtamError('an optimised model cannot be saved: save the one that it was made of')
     if model.label_names and len(model.label_names) != model.num_classes:
         raise BvtamError(
             f'{len(model.label_names)} label names for {model.num_classes} classes: set '
@@ -113,6 +113,6 @@ def golden_pair(model: torch.nn.Module, clip: Tensor | None = None) -> dict[str,
         clip = torch.randn(
             shape[:2] + shape[3 if model.input_kind == 'image' else 2 :], generator=generator
         )
-    net = copy.deepcopy(model).cpu().float().eval()
+    exact = copy.deepcopy(model).cpu().float().eval()
     with torch.no_grad():
-        return {'clip': clip, 'logits': net(clip).contiguous()}
+        return {'clip': clip, 'logits': exact(clip).contiguous()}

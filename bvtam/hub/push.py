@@ -137,5 +137,5 @@ def push_to_hub(
 ) -> str:
     """`save_pretrained`, then `push_folder`, which see."""
     with TemporaryDirectory() as scratch:
-        folder = save_pretrained(model, Path(scratch) / 'net')
+        folder = save_pretrained(model, Path(scratch) / 'model')
         return push_folder(folder, repo_id, private, revision, create_pr)

@@ -1,4 +1,4 @@
-"""From an entry point to a net: options checked, weights found and loaded strictly, ClipConfig set.
+"""From an entry point to a model: options checked, weights found and loaded strictly, ClipConfig set.
 
 timm's builder does the rest (default configs, features_only, adapting classifier and first conv).
 """
@@ -29,7 +29,7 @@ from ..weights.table import Entry, entries
 
 _logger = logging.getLogger('bvtam')
 
-# What timm's factory and builder take besides the class's own options.
+# The options of timm's factory and builder, besides the class's own.
 _TIMM_OPTIONS = {
     'pretrained_cfg',
     'pretrained_cfg_overlay',
@@ -52,7 +52,7 @@ _LARGEST = {
     'drop_path_rate': 1,
 }
 
-# What a weight file may hold, as safetensors names it; the net's own numbers are F32 and I64.
+# Types of number that a weight file may hold, as safetensors names them; the model's own numbers are F32 and I64.
 _NUMBERS = {
     **dict.fromkeys(('F64', 'F32', 'F16', 'BF16'), torch.float32),
     **dict.fromkeys(('I64', 'I32', 'I16', 'I8', 'U8', 'U16', 'U32', 'U64'), torch.int64),
@@ -90,7 +90,7 @@ def build(
 
     Args:
         filter_fn: authors' names to ours; a state dict that has ours already passes through.
-        clip: the variant's ClipConfig, replaced by that of the weights; None for an image net.
+        clip: the variant's ClipConfig, replaced by that of the weights; None for an image model.
         defaults: the variant's options, replaced by those saved with weights and by the caller's.
         kwargs: the caller's options, and what timm's factory passes.
 
@@ -99,7 +99,7 @@ def build(
     """
     own = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
     allow_pickle = kwargs.pop('allow_pickle', False)
-    if entry := _not_wanted(variant, pretrained, kwargs):
+    if entry := _config_only_entry(variant, pretrained, kwargs):
         kwargs |= {
             'pretrained_cfg': None,
             'pretrained_cfg_overlay': {'num_classes': entry.num_classes},
@@ -151,7 +151,7 @@ def build(
     return model
 
 
-def _not_wanted(variant: str, pretrained: bool, kwargs: dict) -> Entry | None:
+def _config_only_entry(variant: str, pretrained: bool, kwargs: dict) -> Entry | None:
     """The published weights that the call names but does not want, where they are not here: their
     classes and clip are known without a download."""
     tag = kwargs.get('pretrained_cfg')
@@ -183,7 +183,7 @@ def _folder(variant: str, pretrained: bool, allow_pickle: bool, kwargs: dict) ->
 
 
 def _unfilled(cls: type[nn.Module], **options: Any) -> nn.Module:
-    """A net with memory but without values, for weights that fill all of it: no time for an init."""
+    """A model with memory but without values, for weights that fill all of it: no time for an init."""
     with torch.device('meta'):
         model = cls(**options)
     if len(list(model.buffers())) + len(list(model.parameters())) != len(model.state_dict()):
@@ -222,7 +222,9 @@ def _pretrained_cfg(variant: str, config: dict, folder: Path, allow_pickle: bool
     if not 0 < size[0] < 1000:
         raise BvtamError(f'{path}: "input_size" must be [C, H, W], not {size!r}')
     if cfg.get('label_offset'):
-        raise BvtamError(f'{path}: "label_offset" is {cfg["label_offset"]}, which no net here has')
+        raise BvtamError(
+            f'{path}: "label_offset" is {cfg["label_offset"]}, which no model here has'
+        )
     cfg = {
         k: v for k, v in cfg.items() if k not in ('url', 'hf_hub_id', 'state_dict', 'custom_load')
     }
@@ -263,7 +265,7 @@ def _check_folder(
     folder: Path,
     filter_fn: Filter,
 ) -> None:
-    """The weight file fits the net that the folder's config describes, before the caller changes it.
+    """The weight file fits the model that the folder's config describes, before the caller changes it.
 
     Costs no memory for the weights: only the file's header is read.
 
@@ -274,20 +276,24 @@ def _check_folder(
     told = {'num_classes': cfg['num_classes'], 'in_chans': cfg.get('input_size', [3])[0]}
     try:
         with torch.device('meta'):
-            net = cls(**{**told, **options})
+            model = cls(**{**told, **options})
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
-        raise BvtamError(f'{path} describes no net: {error}') from None
-    found = {**options, 'num_features': net.num_features, 'classifier': net.get_classifier(True)}
+        raise BvtamError(f'{path} describes no model: {error}') from None
+    found = {
+        **options,
+        'num_features': model.num_features,
+        'classifier': model.get_classifier(True),
+    }
     said = {'classifier': cfg.get('classifier'), **told}
     said |= {k: config[k] for k in ('num_features', 'global_pool') if k in config}
     for key, value in said.items():
         if value is not None and found.get(key, value) != value:
             raise BvtamError(f'{path} contradicts itself: {key} is {value!r} and {found[key]!r}')
     first_conv = cfg.get('first_conv')
-    if first_conv is not None and f'{first_conv}.weight' not in net.state_dict():
-        raise BvtamError(f'{path}: "first_conv" names no convolution of the net: {first_conv!r}')
-    net.pretrained_cfg = cfg
-    strict_filter(filter_fn(_header(zoo.weights_file(folder))), net)
+    if first_conv is not None and f'{first_conv}.weight' not in model.state_dict():
+        raise BvtamError(f'{path}: "first_conv" names no convolution of the model: {first_conv!r}')
+    model.pretrained_cfg = cfg
+    strict_filter(filter_fn(_header(zoo.weights_file(folder))), model)
 
 
 def _header(path: Path) -> dict[str, Tensor]:
@@ -325,13 +331,13 @@ def strict_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
     classifier = model.get_classifier(name_only=True)
     cfg = model.pretrained_cfg
     head = {f'{classifier}.weight', f'{classifier}.bias'}
-    # a net without data is the one that the weights were saved from: nothing is adapted, or said
+    # a model without data is the one that the weights were saved from: nothing is adapted, or said
     real = not any(tensor.is_meta for tensor in target.values())
     if cfg.get('num_classes') == model.num_classes:
         head = set()
     elif real:
         _logger.warning(
-            '%s: the weights have %s classes and the net %s: the classifier %s',
+            '%s: the weights have %s classes and the model %s: the classifier %s',
             cfg.get('architecture', 'model'),
             cfg.get('num_classes'),
             model.num_classes,
@@ -341,7 +347,7 @@ def strict_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
     unexpected = [n for n in state_dict if n not in target and n not in head]
     if missing or unexpected:
         raise BvtamError(
-            'the weights are not those of this net: '
+            'the weights are not those of this model: '
             + '; '.join(
                 f'{len(names)} {what}, such as {", ".join(names[:3])}'
                 for what, names in (('missing', missing), ('unexpected', unexpected))
@@ -369,7 +375,7 @@ def strict_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
             wrong.append(f'{name} has values that are not finite')
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-        raise BvtamError(f'the weights do not fit this net: {"; ".join(wrong[:3])}{more}')
+        raise BvtamError(f'the weights do not fit this model: {"; ".join(wrong[:3])}{more}')
     return dict(state_dict)
 
 

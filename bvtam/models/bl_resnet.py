@@ -1,7 +1,7 @@
 """bL-ResNet: a deep branch at half resolution (Big) beside a shallow one at full (Little).
 
 Chen et al., "Big-Little Net", ICLR 2019, arXiv 1807.03848. Must equal the release IBM/BigLittleNet
-(Apache-2.0), whose checkpoints it loads. The blocks also build the video nets of `blvnet.py`: there
+(Apache-2.0), whose checkpoints it loads. The blocks also build the video models of `blvnet.py`: there
 Little sees the even frame of a pair, Big the odd one, and a temporal operator feeds both.
 
 Shapes: N clips of K pairs are folded into the batch, (N*K, C, H, W); an image is K = 1.
@@ -50,7 +50,7 @@ def _conv_norm(in_chs: int, out_chs: int) -> nn.Sequential:
 class Bottleneck(nn.Module):
     """1x1 - 3x3 (stride) - 1x1 residual block; the shortcut pools before it projects.
 
-    With a temporal operator (layer 4 of the video nets) its output feeds the convolutions and a
+    With a temporal operator (layer 4 of the video models) its output feeds the convolutions and a
     projection; an identity shortcut takes the input before it.
     """
 
@@ -134,7 +134,7 @@ class Stem(nn.Module):
         return self.branches(little, big)
 
     def branches(self, little: Tensor, big: Tensor) -> Tensor:
-        """What follows the temporal operator."""
+        """The part behind the temporal operator."""
         x = norm_relu_conv(self.little_conv1(little), self.little_bn1, self.little_conv2)
         x = norm_relu_conv(x, self.little_bn2, self.little_conv3)
         x = norm_sum_relu(x, self.little_bn3, self.big_conv(big), other_norm=self.big_bn)
@@ -178,7 +178,7 @@ class BLModule(nn.Module):
         return self.branches(little, big, num_pairs)
 
     def branches(self, little: Tensor, big: Tensor, num_pairs: int = 1) -> Tensor:
-        """What follows the temporal operator."""
+        """The part behind the temporal operator."""
         conv, norm = self.little_out
         x = conv(self.little(little, num_pairs))
         big = upsample_nearest(self.big(big, num_pairs), x.shape[-2:])
@@ -367,13 +367,13 @@ class BLResNet(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the stem and the four stages (`feature_info`), as timm's nets give them.
+        """Features of the stem and the four stages (`feature_info`), as timm's models give them.
 
         Args:
             indices: the last n if an int, these if a list, all if None.
             norm: there is no final norm to apply; accepted for timm's feature extractor.
             stop_early: leave out the stages after the last one asked for.
-            output_fmt: 'NCHW', the only one; video nets put time after the channels.
+            output_fmt: 'NCHW', the only one; video models put time after the channels.
             intermediates_only: return the list alone.
         """
         if output_fmt != 'NCHW':

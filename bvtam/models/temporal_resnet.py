@@ -1,6 +1,6 @@
-"""TSN, TSM and TAM on image networks of timm: a temporal operator opens every residual branch.
+"""TSN, TSM and TAM on image models of timm: a temporal operator opens every residual branch.
 
-TSN is the image network alone (Wang et al., ECCV 2016), TSM adds a shift (Lin et al., ICCV 2019,
+TSN is the image model alone (Wang et al., ECCV 2016), TSM adds a shift (Lin et al., ICCV 2019,
 arXiv 1811.08383), TAM a weighted sum over time (bLVNet-TAM, NeurIPS 2019, arXiv 1912.00869). On
 ResNets they must equal the releases mit-han-lab/temporal-shift-module (MIT) and
 IBM/action-recognition-pytorch (Apache-2.0), whose checkpoints they load.
@@ -53,7 +53,7 @@ from ._build import build, default_cfg
 
 __all__ = ['TemporalNet', 'temporal_model']
 
-# Nets whose forward_features is: every child before this one, in the order of definition.
+# Models whose forward_features is: every child before this one, in the order of definition.
 HEAD = {
     resnet.ResNet: 'global_pool',
     regnet.RegNet: 'head',
@@ -73,16 +73,16 @@ def _backbone_cfg(name: str) -> PretrainedCfg:
         raise BvtamError(f'backbone {name!r}: {error}') from None
 
 
-def _check_backbone(name: str, net: nn.Module) -> None:
-    """Refuses a net that has no place for operators, or whose parts are not simply in a row."""
+def _check_backbone(name: str, backbone: nn.Module) -> None:
+    """Refuses a model that has no place for operators, or whose parts are not simply in a row."""
     known = f'a backbone can be a {", ".join(k.__name__ for k in HEAD)}'
-    if not residual_blocks(net):
+    if not residual_blocks(backbone):
         raise BvtamError(f'{name} has no residual block of a known kind; {known}')
-    for kind in {type(m) for m in net.modules()} - FIRST_LAYER.keys():
+    for kind in {type(m) for m in backbone.modules()} - FIRST_LAYER.keys():
         if issubclass(kind, tuple(FIRST_LAYER)):  # such as a CondConvResidual
             raise BvtamError(f'{name} has residual blocks of an unknown kind, {kind.__name__}')
-    if type(net) not in HEAD:
-        raise BvtamError(f'{name} is a {type(net).__name__}; {known}')
+    if type(backbone) not in HEAD:
+        raise BvtamError(f'{name} is a {type(backbone).__name__}; {known}')
 
 
 def _pool_time(x: Tensor, steps: int) -> tuple[Tensor, int]:
@@ -100,7 +100,7 @@ def _prefixed(pattern: Any) -> Any:
 
 
 class TemporalNet(nn.Module):
-    """An image network of timm on clips: (B, C, T, H, W) -> (B, num_classes), any T.
+    """An image model of timm on clips: (B, C, T, H, W) -> (B, num_classes), any T.
 
     Args:
         backbone: timm's name, `arch` or `arch.tag`, of a ResNet, RegNet, ConvNeXt, EfficientNet or
@@ -144,7 +144,7 @@ class TemporalNet(nn.Module):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
         options = {'num_classes': num_classes, 'in_chans': in_chans}
-        if global_pool != 'avg':  # what not every net of timm takes is passed only where needed
+        if global_pool != 'avg':  # what not every model of timm takes is passed only where needed
             options['global_pool'] = global_pool
         if drop_path_rate:
             options['drop_path_rate'] = drop_path_rate
@@ -182,7 +182,7 @@ class TemporalNet(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """What the backbone wants undecayed; the papers decay every parameter."""
+        """The names that the backbone wants undecayed; the papers decay every parameter."""
         return {f'backbone.{name}' for name in getattr(self.backbone, 'no_weight_decay', set)()}
 
     @torch.jit.ignore
@@ -342,7 +342,7 @@ def _temporal_resnet(variant: str, pretrained: bool, **kwargs) -> TemporalNet:
 def temporal_model(
     backbone: str = 'resnet50', temporal: str = 'tam', pretrained: bool = False, **options: Any
 ) -> TemporalNet:
-    """Any supported image network of timm as a video net.
+    """Any supported image model of timm as a video model.
 
     Args:
         backbone: timm's name, `arch` or `arch.tag`.
@@ -351,7 +351,7 @@ def temporal_model(
         options: the others of `TemporalNet`, and timm's `features_only` and `out_indices`.
 
     Returns:
-        The net; its `clip_config` has 8 frames and the crop, mean and std of the backbone. Saved, it
+        The model; its `clip_config` has 8 frames and the crop, mean and std of the backbone. Saved, it
         is `<tsn, tsm or tam>_resnet50_f8` with the option `backbone`.
 
     Raises:

@@ -77,7 +77,7 @@ def folders(arch: str = '', tag: str = '') -> list[Path]:
 
 
 def where(name: str) -> str:
-    """How `arch.tag` comes to a net on this machine now.
+    """How `arch.tag` comes to a model on this machine now.
 
     Returns:
         'here' (the user's folders or the package), 'cache', 'download', 'convert by hand', or ''

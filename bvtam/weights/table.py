@@ -27,7 +27,7 @@ class Entry:
             ship, with the 'command' that measured it.
         about, limits: of the dataset, in a paragraph each; training: of weights that ship, likewise.
         weights: name of the entry whose file these weights share, or ''.
-        clip: settings of the ClipConfig that differ from the architecture's; None for image nets.
+        clip: settings of the ClipConfig that differ from the architecture's; None for image models.
         costs: `{'params', 'conv_macs'}` at the clip's frames and crop, by `bvtam flops`.
     """
 

@@ -42,7 +42,7 @@ def model_folder(folder: str | os.PathLike[str]) -> Path:
 
 def weights_file(folder: str | os.PathLike[str]) -> Path:
     """The weights of a zoo folder, which may be those of the folder beside it that its config names:
-    nets that differ by their ClipConfig alone share one file."""
+    models that differ by their ClipConfig alone share one file."""
     folder = Path(folder)
     own = folder / WEIGHTS
     if not os.path.isfile(own) and os.path.isfile(folder / CONFIG):

@@ -139,7 +139,7 @@ def test_what_cannot_be_optimised(tmp_path):
         fast.to('meta')
     with pytest.raises(BvtamError, match='in its precision'):
         fast.bfloat16()
-    with pytest.raises(BvtamError, match='an optimised net cannot be saved'):
+    with pytest.raises(BvtamError, match='an optimised model cannot be saved'):
         bvtam.save_pretrained(fast, tmp_path / 'net')
 
 

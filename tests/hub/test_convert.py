@@ -15,19 +15,19 @@ from bvtam.errors import BvtamError
 from bvtam.weights import resolve
 
 
-def randomize(net, seed=0):
+def randomize(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    for name, tensor in net.state_dict().items():
+    for name, tensor in model.state_dict().items():
         if 'num_batches' not in name:
             low = 0.5 if tensor.ndim == 1 else -0.5
             scale = 1 if tensor.ndim == 1 else (3 / max(1, tensor[0].numel())) ** 0.5
             tensor.copy_((torch.rand(tensor.shape, generator=generator) + low) * scale)
-    return net.eval()
+    return model.eval()
 
 
-def release_file(net, path, layout='flat'):
-    """A checkpoint of IBM/bLVNet-TAM from the textbook net, whose names are the release's."""
-    state = {f'baseline_model.{n}': t for n, t in net.state_dict().items()}
+def release_file(model, path, layout='flat'):
+    """A checkpoint of IBM/bLVNet-TAM from the textbook model, whose names are the release's."""
+    state = {f'baseline_model.{n}': t for n, t in model.state_dict().items()}
     if layout != 'plain fc':
         state = {n.replace('baseline_model.fc', 'new_fc'): t for n, t in state.items()}
     if layout == 'wrapped':
@@ -50,8 +50,10 @@ def release_file(net, path, layout='flat'):
 )  # fmt: skip
 @torch.no_grad()
 def test_options_are_inferred(tmp_path, layout, options, arch, model_args):
-    net = randomize(textbook.BLVNet(**options))
-    folder = bvtam.convert(release_file(net, tmp_path / 'file.pth', layout), out=tmp_path / 'net')
+    book = randomize(textbook.BLVNet(**options))
+    folder = bvtam.convert(
+        release_file(book, tmp_path / 'file.pth', layout), out=tmp_path / 'model'
+    )
     config = json.loads((folder / 'config.json').read_text())
     assert config['architecture'] == arch
     inferred = {
@@ -59,7 +61,7 @@ def test_options_are_inferred(tmp_path, layout, options, arch, model_args):
     }
     assert inferred == model_args
     x = torch.randn(2, options.get('in_chans', 3), options['num_frames'], 64, 48)
-    want = net(x)
+    want = book(x)
     for model in (
         bvtam.create_model(f'local-dir:{folder}', pretrained=True),
         timm.create_model(f'local-dir:{folder}', pretrained=True),
@@ -71,8 +73,8 @@ def test_options_are_inferred(tmp_path, layout, options, arch, model_args):
 
 @pytest.fixture(scope='module')
 def tiny_file(tmp_path_factory):
-    net = randomize(textbook.BLVNet(blocks=(2, 2, 2, 2), width=16, num_classes=6))
-    return release_file(net, tmp_path_factory.mktemp('release') / 'tiny-f8x2.pth')
+    model = randomize(textbook.BLVNet(blocks=(2, 2, 2, 2), width=16, num_classes=6))
+    return release_file(model, tmp_path_factory.mktemp('release') / 'tiny-f8x2.pth')
 
 
 def test_a_name_finds_what_was_converted(tiny_file, tmp_path, monkeypatch):
@@ -113,10 +115,10 @@ def test_user_folders_come_first(tiny_file, tmp_path, monkeypatch):
 
 
 def test_only_head_and_first_convolution_may_differ(tiny_file, tmp_path, caplog):
-    name = f'local-dir:{bvtam.convert(tiny_file, out=tmp_path / "net")}'
+    name = f'local-dir:{bvtam.convert(tiny_file, out=tmp_path / "model")}'
     same = bvtam.create_model(name, pretrained=True).state_dict()
     model = bvtam.create_model(name, pretrained=True, num_classes=5, in_chans=10)
-    assert '6 classes and the net 5' in caplog.text
+    assert '6 classes and the model 5' in caplog.text
     assert 'adapted from 3 to 10 channels' in caplog.text
     for key, tensor in model.state_dict().items():
         if key not in ('fc.weight', 'fc.bias', 'stem.conv1.weight'):
@@ -132,9 +134,9 @@ def test_only_head_and_first_convolution_may_differ(tiny_file, tmp_path, caplog)
 
 
 def test_frames_in_the_name_of_the_file_choose_the_clip(tmp_path):
-    net = randomize(textbook.BLVNet(num_classes=3))
-    file = release_file(net, tmp_path / 'st2stv2-bLVNet-TAM-50-f16x2.pth')
-    folder = bvtam.convert(file, out=tmp_path / 'net')
+    book = randomize(textbook.BLVNet(num_classes=3))
+    file = release_file(book, tmp_path / 'st2stv2-bLVNet-TAM-50-f16x2.pth')
+    folder = bvtam.convert(file, out=tmp_path / 'model')
     model = bvtam.create_model(f'local-dir:{folder}')
     assert model.model_name == 'bvtam_r50_16x2' and model.clip_config.num_frames == 32
 
@@ -142,8 +144,8 @@ def test_frames_in_the_name_of_the_file_choose_the_clip(tmp_path):
 def test_max_pool_variant_is_told_by_the_stored_name(tmp_path):
     from bvtam.models.temporal_resnet import TemporalNet
 
-    net = TemporalNet('resnet18', num_classes=3, temporal='none', temporal_pool=True)
-    state = {f'module.{n.removeprefix("backbone.")}': t for n, t in net.state_dict().items()}
+    book = TemporalNet('resnet18', num_classes=3, temporal='none', temporal_pool=True)
+    state = {f'module.{n.removeprefix("backbone.")}': t for n, t in book.state_dict().items()}
     for name in [n for n in state if n.endswith('.conv1.weight') and 'layer' in n]:
         owner = name.removesuffix('conv1.weight')
         channels = state[name].shape[1]
@@ -152,7 +154,7 @@ def test_max_pool_variant_is_told_by_the_stored_name(tmp_path):
     file = tmp_path / 'file.pth.tar'
     torch.save({'state_dict': state, 'arch': 'K400-rgb-TAM-b3-sum--resnet-18-ts-max-f8'}, file)
     model = bvtam.create_model(
-        f'local-dir:{bvtam.convert(file, out=tmp_path / "net")}', True
+        f'local-dir:{bvtam.convert(file, out=tmp_path / "model")}', True
     ).eval()
     assert model.forward_features(torch.zeros(1, 3, 8, 32, 32)).shape[2] == 1
     for arch, word in (('resnet-18-ts-avg', 'averaging'), ('TAM-b3-max--resnet-18', 'by maximum')):
@@ -229,9 +231,9 @@ def test_damaged_files_are_refused(kind, message, tiny_file, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     path = damaged(kind, tiny_file, tmp_path / 'file.pth')
     with pytest.raises(BvtamError, match=message) as caught:
-        bvtam.convert(path, out=tmp_path / 'net')
+        bvtam.convert(path, out=tmp_path / 'model')
     assert '\n' not in str(caught.value) and str(path) in str(caught.value)
-    assert not (tmp_path / 'net').exists()
+    assert not (tmp_path / 'model').exists()
     assert not (tmp_path / 'bomb_went_off').exists()
 
 
@@ -254,12 +256,12 @@ def test_wrong_calls_are_refused(tiny_file, tmp_path):
 
 
 def test_damaged_zoo_folders_are_refused(tiny_file, tmp_path):
-    folder = bvtam.convert(tiny_file, out=tmp_path / 'net')
+    folder = bvtam.convert(tiny_file, out=tmp_path / 'model')
     weights, config = folder / 'model.safetensors', folder / 'config.json'
     whole, text = weights.read_bytes(), config.read_text()
     for content in (whole[:-100], whole[:50], b'', b'\xff' * 64):
         weights.write_bytes(content)
-        with pytest.raises(BvtamError, match='net'):
+        with pytest.raises(BvtamError, match='model'):
             bvtam.create_model(f'local-dir:{folder}', pretrained=True)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r'model.safetensors is missing'):

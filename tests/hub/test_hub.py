@@ -65,11 +65,11 @@ sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in getattr(f, '__
 sys.path[:] = [p for p in sys.path if not os.path.isfile(os.path.join(p, 'bvtam', '__init__.py'))]
 import torch
 torch.hub._git_archive_link = lambda owner, name, ref: os.environ['ARCHIVE']
-net = torch.hub.load('owner/bvtam:main', 'bvtam_r50_16x2', num_classes=4, skip_validation=True,
+model = torch.hub.load('owner/bvtam:main', 'bvtam_r50_16x2', num_classes=4, skip_validation=True,
                      trust_repo=True, verbose=False)
 import bvtam
 assert bvtam.__file__.startswith(torch.hub.get_dir()), bvtam.__file__
-print(net(torch.zeros(1, 3, 2, 64, 64)).shape[1], net.clip_config.num_frames)
+print(model(torch.zeros(1, 3, 2, 64, 64)).shape[1], model.clip_config.num_frames)
 """
 
 
@@ -99,7 +99,7 @@ def test_saved_nets_come_back(name, tmp_path):
     plain = getattr(bvtam.models, name)(num_classes=3, **options).eval()
     model = plain.to(memory_format=torch.channels_last)
     model.label_names = ['a', 'b', 'c']
-    folder = bvtam.save_pretrained(model, tmp_path / 'net', licence='cc-by-4.0')
+    folder = bvtam.save_pretrained(model, tmp_path / 'model', licence='cc-by-4.0')
     assert 'license: cc-by-4.0' in (folder / 'README.md').read_text()
     assert '"license": "cc-by-4.0"' in (folder / 'config.json').read_text()
     shape = (1, 3, 96, 96) if model.input_kind == 'image' else (1, 3, 4, 96, 96)

@@ -33,18 +33,18 @@ NAME = 'bvtam_r50_8x2.ssv1_ibm'
 def release_file(path):
     """A small checkpoint in the layout of IBM/bLVNet-TAM."""
     torch.manual_seed(1)
-    net = textbook.BLVNet(blocks=(2, 2, 2, 2), width=16, num_classes=4, num_frames=16)
-    for name, tensor in net.state_dict().items():
+    model = textbook.BLVNet(blocks=(2, 2, 2, 2), width=16, num_classes=4, num_frames=16)
+    for name, tensor in model.state_dict().items():
         if name.endswith('bn3.weight'):
             tensor.fill_(0.5)
-    torch.save({f'baseline_model.{n}': t for n, t in net.state_dict().items()}, path)
-    return net.eval()
+    torch.save({f'baseline_model.{n}': t for n, t in model.state_dict().items()}, path)
+    return model.eval()
 
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """(hub, net, entry): a server that offers a release file, and a table that has it by a link."""
-    net = release_file(tmp_path / 'release.pth')
+    """(hub, model, entry): a server that offers a release file, and a table that has it by a link."""
+    model = release_file(tmp_path / 'release.pth')
     with local_hub.LocalHub() as hub:
         hub.files['/weights/release.pth'] = (tmp_path / 'release.pth').read_bytes()
         hub.patch(monkeypatch)
@@ -59,7 +59,7 @@ def served(tmp_path, monkeypatch):
         )
         monkeypatch.setattr(resolve, 'entries', lambda: {entry.name: entry})
         monkeypatch.setattr('bvtam.hub.convert.entries', lambda: {entry.name: entry})
-        yield hub, net, entry
+        yield hub, model, entry
 
 
 def test_table():
@@ -110,9 +110,9 @@ def test_a_name_without_its_weights_downloads_nothing(monkeypatch):
     monkeypatch.setattr(resolve, 'downloader', None)
     for name in ('tsm_resnet50_f8.k400_dense_mit', NAME):
         entry = table.entries()[name]
-        net = bvtam.create_model(name)
-        assert net.num_classes == entry.num_classes
-        assert net.clip_config == cards.published_model(entry).clip_config
+        model = bvtam.create_model(name)
+        assert model.num_classes == entry.num_classes
+        assert model.clip_config == cards.published_model(entry).clip_config
         assert flops(name, 2, 32)['params'] == entry.costs['params']
     assert bvtam.create_model(NAME, num_classes=5).num_classes == 5
     with pytest.raises(BvtamError, match='pass pretrained=False without the tag'):
@@ -122,11 +122,11 @@ def test_a_name_without_its_weights_downloads_nothing(monkeypatch):
 
 
 def test_only_nets_of_the_zoo_are_saved(tmp_path):
-    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
-    folder = bvtam.save_pretrained(torch.compile(net, backend='eager'), tmp_path / 'net')
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
+    folder = bvtam.save_pretrained(torch.compile(model, backend='eager'), tmp_path / 'model')
     saved = bvtam.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
-    assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
-    with pytest.raises(BvtamError, match='FeatureGetterNet is no net as create_model gives it'):
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    with pytest.raises(BvtamError, match='FeatureGetterNet is no model as create_model gives it'):
         features = bvtam.create_model('bvtam_tiny_8x2', features_only=True)
         bvtam.save_pretrained(features, tmp_path / 'features')
     assert not (tmp_path / 'features').exists()
@@ -134,10 +134,10 @@ def test_only_nets_of_the_zoo_are_saved(tmp_path):
 
 @torch.no_grad()
 def test_download_converts_once(served):
-    hub, net, entry = served
+    hub, book, entry = served
     model = bvtam.create_model(entry.name, pretrained=True).eval()
     x = torch.randn(1, 3, 16, 32, 32)
-    torch.testing.assert_close(model(x), net(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(x), book(x), rtol=1e-4, atol=1e-5)
     assert model.clip_config.resize == 256 and model.clip_config.num_frames == 16
     for name in (entry.name, 'bvtam_tiny_8x2'):
         assert torch.equal(timm.create_model(name, pretrained=True).eval()(x), model(x))
@@ -256,14 +256,14 @@ def test_through_the_hub_and_back(name, tmp_path, monkeypatch):
     with local_hub.LocalHub() as hub:
         hub.add_user('alice', 'hf_alice')
         hub.patch(monkeypatch, token='hf_alice')
-        assert 'alice/net' in bvtam.push_to_hub(model, 'alice/net')
+        assert 'alice/model' in bvtam.push_to_hub(model, 'alice/model')
         for create in (bvtam.create_model, timm.create_model):
-            again = create('hf-hub:alice/net', pretrained=True).eval()
+            again = create('hf-hub:alice/model', pretrained=True).eval()
             assert torch.equal(again(x), model(x))
             assert again.label_names == model.label_names
             assert again.clip_config == model.clip_config
         adapted = bvtam.create_model(
-            'hf-hub:alice/net@main', pretrained=True, num_classes=5, in_chans=10
+            'hf-hub:alice/model@main', pretrained=True, num_classes=5, in_chans=10
         )
         assert adapted.num_classes == 5 and adapted.in_chans == 10 and adapted.label_names is None
 
@@ -273,13 +273,13 @@ def test_push_to_a_branch_and_as_a_pull_request(monkeypatch):
     with local_hub.LocalHub() as hub:
         hub.add_user('alice', 'hf_alice')
         hub.patch(monkeypatch, token='hf_alice')
-        bvtam.push_to_hub(model, 'alice/net', private=True, revision='dev')
-        assert hub.repos['alice/net'].private
-        assert bvtam.create_model('hf-hub:alice/net@dev', pretrained=True).num_classes == 3
+        bvtam.push_to_hub(model, 'alice/model', private=True, revision='dev')
+        assert hub.repos['alice/model'].private
+        assert bvtam.create_model('hf-hub:alice/model@dev', pretrained=True).num_classes == 3
         with pytest.raises(BvtamError, match='has no config.json'):
-            bvtam.create_model('hf-hub:alice/net', pretrained=True)  # nothing on the main branch
-        assert 'discussions/1' in bvtam.push_to_hub(model, 'alice/net', create_pr=True)
-        name = 'hf-hub:alice/net@refs/pr/1'
+            bvtam.create_model('hf-hub:alice/model', pretrained=True)  # nothing on the main branch
+        assert 'discussions/1' in bvtam.push_to_hub(model, 'alice/model', create_pr=True)
+        name = 'hf-hub:alice/model@refs/pr/1'
         assert bvtam.create_model(name, pretrained=True).num_classes == 3
 
 
@@ -288,11 +288,11 @@ def test_a_lost_connection_is_said_in_one_line(monkeypatch):
     with local_hub.LocalHub() as hub:
         hub.add_user('alice', 'hf_alice')
         hub.patch(monkeypatch, token='hf_alice')
-        bvtam.push_to_hub(model, 'alice/net')
+        bvtam.push_to_hub(model, 'alice/model')
         hub.cut('model.safetensors', reset=True)
         with pytest.raises(BvtamError, match='the Hub cannot be reached'):
-            bvtam.create_model('hf-hub:alice/net', pretrained=True)
-        assert bvtam.create_model('hf-hub:alice/net', pretrained=True).num_classes == 3
+            bvtam.create_model('hf-hub:alice/model', pretrained=True)
+        assert bvtam.create_model('hf-hub:alice/model', pretrained=True).num_classes == 3
     with pytest.raises(BvtamError, match='alice/other: the Hub cannot be reached'):  # it is gone
         bvtam.push_to_hub(model, 'alice/other')
 
@@ -303,33 +303,33 @@ def test_push_to_a_hub_without_xet(monkeypatch, caplog):
         hub.add_user('alice', 'hf_alice')
         hub.patch(monkeypatch, token='hf_alice')
         monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_XET', False)
-        bvtam.push_to_hub(model, 'alice/net')  # as most people's client is set
+        bvtam.push_to_hub(model, 'alice/model')  # as most people's client is set
         assert (
             'by Xet it failed' not in caplog.text
         )  # it was known before the client had tried for minutes
         monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_XET', True)
-        assert bvtam.create_model('hf-hub:alice/net', pretrained=True).num_classes == 3
-        sent = hub.repos['alice/net'].commits[hub.repos['alice/net'].refs['main']]
+        assert bvtam.create_model('hf-hub:alice/model', pretrained=True).num_classes == 3
+        sent = hub.repos['alice/model'].commits[hub.repos['alice/model'].refs['main']]
         assert {'config.json', 'model.safetensors', 'SHA256SUMS'} <= set(sent)
 
 
 def test_what_the_hub_refuses_is_said_in_one_line(tmp_path, monkeypatch):
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
-    folder = bvtam.save_pretrained(model, tmp_path / 'net')
+    folder = bvtam.save_pretrained(model, tmp_path / 'model')
     files = {p.name: p.read_bytes() for p in folder.iterdir()}
     with local_hub.LocalHub() as hub:
         hub.add_user('alice', 'hf_alice')
         hub.add_user('bob', 'hf_bob')
         hub.add_repo('bob/secret', files, private=True)
         hub.add_repo('bob/gated', files, gated=True)
-        hub.add_repo('bob/net', files)
+        hub.add_repo('bob/model', files)
         hub.add_repo('bob/pickle', {'config.json': files['config.json'], 'pytorch_model.bin': b'x'})
         hub.patch(monkeypatch, token='hf_alice')
         for repo, words in (
             ('bob/secret', 'not there, or private'),
             ('bob/nothing', 'not there, or private'),
             ('bob/gated', 'is gated'),
-            ('bob/net@nowhere', "no revision 'nowhere'"),
+            ('bob/model@nowhere', "no revision 'nowhere'"),
             ('bob/pickle', 'allow_pickle=True'),
             ('not a repo', 'no name of a repo'),
         ):
@@ -337,20 +337,20 @@ def test_what_the_hub_refuses_is_said_in_one_line(tmp_path, monkeypatch):
                 bvtam.create_model(f'hf-hub:{repo}', pretrained=True)
             assert '\n' not in str(caught.value) and repo in str(caught.value)
         with pytest.raises(BvtamError, match='may not write|403'):
-            bvtam.push_to_hub(model, 'bob/net')
-        assert bvtam.create_model('hf-hub:bob/net', pretrained=True).num_classes == 3
+            bvtam.push_to_hub(model, 'bob/model')
+        assert bvtam.create_model('hf-hub:bob/model', pretrained=True).num_classes == 3
         hub.add_repo('bob/flipped', files)
         hub.fault('flip', 'flipped')  # the client compares sizes alone
         with pytest.raises(BvtamError, match='has SHA-256|is not JSON'):
             bvtam.create_model('hf-hub:bob/flipped', pretrained=True)
         hub.patch(monkeypatch, token='hf_wrong')
         with pytest.raises(BvtamError, match='token may be wrong'):
-            bvtam.create_model('hf-hub:bob/net', pretrained=True)
+            bvtam.create_model('hf-hub:bob/model', pretrained=True)
 
 
 def test_verify_finds_what_changed(tmp_path):
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
-    folder = bvtam.save_pretrained(model, tmp_path / 'net')
+    folder = bvtam.save_pretrained(model, tmp_path / 'model')
     assert bvtam.verify(str(folder))['hashes'] == 2
     config = json.loads((folder / 'config.json').read_text())
     config['model_args']['beta'] = 1  # the same shapes are not to be had with it
@@ -373,10 +373,10 @@ def shared(tmp_path, monkeypatch):
     small = {'width': 16, 'layers': (2, 2, 2, 2), 'num_classes': 3}
     for frames, owner in ((8, ''), (16, 'bvtam_r50_8x2.own')):
         torch.manual_seed(0)
-        net = bvtam.create_model(f'bvtam_r50_{frames}x2', **small)
-        folder = bvtam.save_pretrained(net, tmp_path / f'bvtam_r50_{frames}x2.own', half=True)
+        model = bvtam.create_model(f'bvtam_r50_{frames}x2', **small)
+        folder = bvtam.save_pretrained(model, tmp_path / f'bvtam_r50_{frames}x2.own', half=True)
         if owner:
-            cards.write_config(net, folder / zoo.CONFIG, weights=owner)
+            cards.write_config(model, folder / zoo.CONFIG, weights=owner)
             (folder / zoo.WEIGHTS).unlink()
     monkeypatch.setenv('BVTAM_ZOO', str(tmp_path))
     return tmp_path
@@ -431,19 +431,19 @@ def test_weights_that_ship(name):
     folder = resolve.find(arch)
     assert folder == resolve.find(arch, tag)
     assert folder.parent == resolve.roots()[-1]
-    net = bvtam.create_model(arch, pretrained=True)
+    model = bvtam.create_model(arch, pretrained=True)
     entry = table.entries()[name]
-    assert net.label_names == MotionClips(family='all').label_names
-    assert net.clip_config.num_frames == 2 * int(arch.split('_')[-1].removesuffix('x2'))
+    assert model.label_names == MotionClips(family='all').label_names
+    assert model.clip_config.num_frames == 2 * int(arch.split('_')[-1].removesuffix('x2'))
     for metric in entry.metrics:
         assert metric['command'].startswith(f'bvtam eval {name} --data motion')
 
 
 def test_without_network_the_default_is_a_feature_extractor(monkeypatch):
     monkeypatch.setattr('socket.socket.connect', lambda *_: pytest.fail('no network'))
-    net = bvtam.create_model(pretrained=True, num_classes=0).eval()
+    model = bvtam.create_model(pretrained=True, num_classes=0).eval()
     with torch.no_grad():
-        assert net(torch.randn(1, 3, 16, 64, 64)).shape == (1, 2048)
+        assert model(torch.randn(1, 3, 16, 64, 64)).shape == (1, 2048)
 
 
 @pytest.mark.parametrize('name', SHIPPED)
@@ -456,8 +456,8 @@ def test_weights_that_ship_know_motion(name):
 
 
 def test_the_sample_clip_is_named(monkeypatch):
-    net = bvtam.create_model(pretrained=True).eval()
-    assert bvtam.predict(net, SAMPLE)['top'][0]['label'] == 'right'
+    model = bvtam.create_model(pretrained=True).eval()
+    assert bvtam.predict(model, SAMPLE)['top'][0]['label'] == 'right'
 
 
 def test_an_installation_without_its_weights_says_so(tmp_path, monkeypatch):

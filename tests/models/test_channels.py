@@ -28,24 +28,24 @@ SMALL = {'width': 8, 'layers': (2, 2, 2, 1), 'drop_rate': 0}
 
 
 def net_of(channels, classes=2, **options):
-    net = bvtam.create_model(
+    model = bvtam.create_model(
         'bvtam_tiny_8x2', num_classes=classes, in_chans=channels, **SMALL, **options
     )
-    net.clip_config = replace(net.clip_config, num_frames=4, resize=36, crop_size=32)
-    return net.eval()
+    model.clip_config = replace(model.clip_config, num_frames=4, resize=36, crop_size=32)
+    return model.eval()
 
 
 @pytest.fixture(scope='module')
 def grey(tmp_path_factory):
-    """A zoo folder of a grey net, and a folder of classes."""
+    """A zoo folder of a grey model, and a folder of classes."""
     top = tmp_path_factory.mktemp('grey')
-    net = net_of(1)
-    net.label_names = ['dark', 'light']
+    model = net_of(1)
+    model.label_names = ['dark', 'light']
     for video in range(4):
-        folder = top / 'data' / net.label_names[video // 2]
+        folder = top / 'data' / model.label_names[video // 2]
         folder.mkdir(parents=True, exist_ok=True)
         write_grey(folder / f'{video}.mp4', video)
-    return bvtam.save_pretrained(net, top / 'net'), top / 'data'
+    return bvtam.save_pretrained(model, top / 'model'), top / 'data'
 
 
 def test_mean_and_std_are_of_the_channels_of_the_net():
@@ -72,8 +72,8 @@ def test_grey_frames_in_memory_are_videos():
     for frames in (grey[..., None], torch.from_numpy(grey)[:, None], list(grey)):
         read = open_video(frames).read(range(4))
         assert torch.equal(read, torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1))
-    net = net_of(1)
-    assert bvtam.predict(net, grey[..., None]) == bvtam.predict(net, grey[:, None].repeat(3, 1))
+    model = net_of(1)
+    assert bvtam.predict(model, grey[..., None]) == bvtam.predict(model, grey[:, None].repeat(3, 1))
 
 
 def test_every_command_feeds_a_grey_net(grey, tmp_path, capfd):
@@ -122,34 +122,34 @@ def test_a_grey_net_is_trained_on_videos_and_on_images(grey, tmp_path, capfd):
 def test_a_grey_net_starts_from_weights_of_colour(tmp_path, caplog):
     first = net_of(3, 4)
     folder = bvtam.save_pretrained(first, tmp_path / 'first')
-    net = net_of(1)
-    initialise(net, folder)
-    grey, colour = net.stem.conv1.weight, first.stem.conv1.weight
+    model = net_of(1)
+    initialise(model, folder)
+    grey, colour = model.stem.conv1.weight, first.stem.conv1.weight
     assert torch.allclose(grey, colour.sum(1, keepdim=True))
     assert 'adapted from 3 to 1 channels' in caplog.text
 
 
 def test_motion_clips_are_made_grey(grey):
     labels = MotionClips(family='all').label_names
-    net = net_of(1, len(labels))
-    net.label_names = labels
-    assert evaluate_motion(net, 4, workers=0)['num_videos'] == 4
+    model = net_of(1, len(labels))
+    model.label_names = labels
+    assert evaluate_motion(model, 4, workers=0)['num_videos'] == 4
 
 
 @pytest.mark.parametrize('channels', [2, 5])
 def test_other_numbers_of_channels_are_refused_before_work(channels, grey, tmp_path, capfd):
-    net, video = net_of(channels), 'not there.mp4'
+    model, video = net_of(channels), 'not there.mp4'
     told = rf'takes {channels} channels.*tensors \(B, {channels}, T, H, W\) in Python'
     records, _ = load_records(grey[1])
     for ask in (
-        lambda: bvtam.predict(net, video),
-        lambda: bvtam.windows(net, video, 1.0),
-        lambda: bvtam.evidence(net, video),
-        lambda: next(predict_stream(net, video)),
-        lambda: extract(net, video, tmp_path / 'rows'),
-        lambda: bvtam.evaluate(net, records),
-        lambda: evaluate_motion(net, 4),
-        lambda: VideoDataset(records, net.clip_config),
+        lambda: bvtam.predict(model, video),
+        lambda: bvtam.windows(model, video, 1.0),
+        lambda: bvtam.evidence(model, video),
+        lambda: next(predict_stream(model, video)),
+        lambda: extract(model, video, tmp_path / 'rows'),
+        lambda: bvtam.evaluate(model, records),
+        lambda: evaluate_motion(model, 4),
+        lambda: VideoDataset(records, model.clip_config),
     ):
         with pytest.raises(BvtamError, match=told) as error:
             ask()
@@ -158,15 +158,15 @@ def test_other_numbers_of_channels_are_refused_before_work(channels, grey, tmp_p
     for more in (['--data', str(grey[1])], ['data.motion.family=order']):
         code, _, err = run(capfd, 'train', 'quick', *options, *more, '--out', tmp_path / 'run')
         assert code == 1 and f'takes {channels} channels' in err
-    folder = bvtam.save_pretrained(net, tmp_path / 'net')
-    code, _, err = run(capfd, 'export', folder, tmp_path / 'net.onnx', '--int8', grey[1])
+    folder = bvtam.save_pretrained(model, tmp_path / 'model')
+    code, _, err = run(capfd, 'export', folder, tmp_path / 'model.onnx', '--int8', grey[1])
     assert code == 1 and f'takes {channels} channels' in err
-    assert not (tmp_path / 'rows').exists() and not (tmp_path / 'net.onnx').exists()
-    assert net(torch.zeros(1, channels, 4, 32, 32)).shape == (1, 2)
+    assert not (tmp_path / 'rows').exists() and not (tmp_path / 'model.onnx').exists()
+    assert model(torch.zeros(1, channels, 4, 32, 32)).shape == (1, 2)
 
 
 def test_a_mean_of_other_channels_is_told():
-    net = net_of(1)
-    net.clip_config = replace(net.clip_config, mean=(0.5,) * 3, std=(0.5,) * 3)
+    model = net_of(1)
+    model.clip_config = replace(model.clip_config, mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(BvtamError, match='takes 1 channel, but clip.mean and clip.std are of 3'):
-        bvtam.predict(net, 'not there.mp4')
+        bvtam.predict(model, 'not there.mp4')

@@ -16,7 +16,7 @@ def converted(request, tmp_path_factory):
     case = golden.load(request.param)
     folder = tmp_path_factory.mktemp('case')
     checkpoint = golden.write_checkpoint(case, folder / 'checkpoint.pth')
-    zoo_folder = bvtam.convert(checkpoint, out=folder / 'net')
+    zoo_folder = bvtam.convert(checkpoint, out=folder / 'model')
     model = bvtam.create_model(f'local-dir:{zoo_folder}', pretrained=True).eval()
     return case, model
 

@@ -14,10 +14,25 @@ from support.choice import some
 import bvtam
 
 NAMES = bvtam.list_models()
-# Names that differ in their number of frames alone are one network.
-QUICK = ['blresnet50', 'bvtam_r50_8x2', 'bvtam_r101_8x2', 'bvtam_tiny_8x2', 'tam_resnet18_f8']
-QUICK += ['tam_resnet50_f8', 'tsm_resnet101_f8', 'tsn_resnet50_f8']
-SMALL = ['blresnet50', 'bvtam_tiny_8x2', 'tsm_resnet50_f8', 'tam_resnet18_f8']  # one of each kind
+# Like another name but for the depth or the number of frames: they run as slow tests. A name that is in
+# neither list, as of a new family, is tested in full.
+ALIKE = ['blresnet101', 'blresnet152', 'bvtam_r152_8x2', 'tam_resnet101_f8', 'tam_resnet101_f32']
+ALIKE += [f'bvtam_r{depth}_{pairs}x2' for depth in (50, 101) for pairs in (16, 24, 32)]
+ALIKE += ['tam_resnet18_f32', 'tam_resnet50_f32', 'tsm_resnet50_f16', 'tsm_resnet101_f16']
+LARGE = [
+    'bvtam_r50_8x2',
+    'bvtam_r101_8x2',
+    'tam_resnet50_f8',
+    'tsm_resnet101_f8',
+    'tsn_resnet50_f8',
+]
+SMALL = [name for name in NAMES if name not in ALIKE + LARGE]  # one of each kind
+
+
+def but(slow, names=NAMES):
+    """The names as parameters; the slow ones run by `pytest -m slow` alone."""
+    return some(names, [name for name in names if name not in slow])
+
 
 SHALLOW = {'layers': (2, 2, 2, 1)}  # the fewest: tracers take their time for every block
 
@@ -26,8 +41,8 @@ def make(name, **options):
     return timm.create_model(name, **options)
 
 
-def random_input(model, frames=4, size=64, batch=1):
-    shape = (batch, model.in_chans, frames, size, size)
+def random_input(model, frames=4, size=(64, 64), batch=1):
+    shape = (batch, model.in_chans, frames, *size)
     return torch.randn(shape[:2] + shape[3:] if model.input_kind == 'image' else shape)
 
 
@@ -35,7 +50,7 @@ def expected_steps(model, frames):
     """T' of the last features, or None for images."""
     if model.input_kind == 'image':
         return None
-    return frames // 2 if type(model).__name__ == 'BLVNet' else frames
+    return frames // model.frames_per_step
 
 
 def test_names_are_those_of_the_zoo():
@@ -49,7 +64,7 @@ def test_names_are_those_of_the_zoo():
         assert callable(getattr(bvtam.models, name))
 
 
-@pytest.mark.parametrize('name', some(NAMES, QUICK))
+@pytest.mark.parametrize('name', but(ALIKE))
 def test_forward_and_backward(name):
     model = make(name, num_classes=7).train()
     x = random_input(model, batch=2)
@@ -62,7 +77,7 @@ def test_forward_and_backward(name):
         assert parameter.grad.isfinite().all(), parameter_name
 
 
-@pytest.mark.parametrize('name', some(NAMES, QUICK))
+@pytest.mark.parametrize('name', but(ALIKE))
 @torch.no_grad()
 def test_default_config_and_head(name):
     model = make(name).eval()
@@ -79,7 +94,8 @@ def test_default_config_and_head(name):
     features = model.forward_features(x)
     steps = expected_steps(model, 4)
     middle = () if steps is None else (steps,)
-    assert features.shape == (1, model.num_features, *middle, 2, 2)
+    side = 64 // model.feature_info[-1]['reduction']
+    assert features.shape == (1, model.num_features, *middle, side, side)
     torch.testing.assert_close(model.forward_head(features), model(x))
     assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
 
@@ -104,7 +120,7 @@ def test_options_at_creation(name):
     torch.testing.assert_close(model(x), model(x))
 
 
-@pytest.mark.parametrize('name', some(NAMES, QUICK))
+@pytest.mark.parametrize('name', but(ALIKE))
 @torch.no_grad()
 def test_features_only(name):
     extractor = make(name, features_only=True).eval()
@@ -133,8 +149,8 @@ def test_checkpointing_changes_nothing(name):
     other = copy.deepcopy(model)
     other.set_grad_checkpointing()
     x = random_input(model, batch=2)
-    for net in (model, other):
-        net(x).square().mean().backward()
+    for each in (model, other):
+        each(x).square().mean().backward()
     for (key, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7, msg=key)
     for (key, a), b in zip(model.named_buffers(), other.buffers(), strict=True):
@@ -142,10 +158,10 @@ def test_checkpointing_changes_nothing(name):
 
 
 def test_checkpointing_counts_synchronised_batches_once():
-    net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(make('bvtam_tiny_8x2')).train()
-    net.set_grad_checkpointing()
-    net(random_input(net, batch=2)).square().mean().backward()
-    counts = [b.item() for name, b in net.named_buffers() if name.endswith('num_batches_tracked')]
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(make('bvtam_tiny_8x2')).train()
+    model.set_grad_checkpointing()
+    model(random_input(model, batch=2)).square().mean().backward()
+    counts = [b.item() for name, b in model.named_buffers() if name.endswith('num_batches_tracked')]
     assert counts and set(counts) == {1}
 
 
@@ -182,50 +198,49 @@ def test_copies_and_threads(name):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['bvtam_tiny_8x2', 'tam_resnet18_f8'])
+@pytest.mark.parametrize('name', but(['tsm_resnet50_f8'], SMALL))
 @torch.no_grad()
-def test_one_net_any_clip(name):
+def test_one_model_any_clip(name):
     """T = 2 ... 64, 64 to 256 pixels, odd and non-square, in one process with one set of weights."""
     model = make(name, num_classes=5).eval()
+    reduction = model.feature_info[-1]['reduction']
     for frames, height, width in (
         (2, 64, 64), (8, 75, 97), (16, 112, 81), (32, 64, 256), (64, 65, 64), (2, 256, 255),
     ):  # fmt: skip
-        x = torch.randn(1, 3, frames, height, width)
+        x = random_input(model, frames, (height, width))
         features = model.forward_features(x)
         steps = expected_steps(model, frames)
-        assert features.shape[2:] == (steps, -(-height // 32), -(-width // 32))
+        middle = () if steps is None else (steps,)
+        assert features.shape[2:] == (*middle, -(-height // reduction), -(-width // reduction))
         assert model(x).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ('name', 'options'),
-    [
-        ('bvtam_tiny_8x2', SHALLOW),
-        pytest.param('bvtam_tiny_8x2', {'temporal': 'tsm'}, marks=pytest.mark.slow),
-        pytest.param('tam_resnet18_f8', {}, marks=pytest.mark.slow),  # test_temporal_resnet.py
-        ('blresnet50', SHALLOW),
-    ],
-)
+SHIFT = pytest.param('bvtam_tiny_8x2', {'temporal': 'tsm'}, marks=pytest.mark.slow)
+SLOW_RESNETS = [name for name in SMALL if name.startswith(('tam_resnet', 'tsm_resnet'))]
+
+
+def traced(name):
+    """The name and options that make little to trace."""
+    if name in SLOW_RESNETS:  # test_temporal_resnet.py traces a small one
+        return pytest.param(name, {}, marks=pytest.mark.slow)
+    return name, SHALLOW if name in ('bvtam_tiny_8x2', 'blresnet50') else {}
+
+
+@pytest.mark.parametrize(('name', 'options'), [*map(traced, SMALL), SHIFT])
 @torch.no_grad()
 def test_export_with_every_axis_dynamic(name, options):
     model = make(name, num_classes=5, **options).eval()
-    example = random_input(model, frames=6, size=96, batch=2)
+    example = random_input(model, frames=6, size=(96, 96), batch=2)
     auto = torch.export.Dim.AUTO
     dims = {i: auto for i in range(example.ndim) if i != 1}
     program = torch.export.export(model, (example,), dynamic_shapes=(dims,))
     for batch, frames, height, width in ((1, 4, 64, 64), (3, 16, 75, 110), (2, 8, 128, 96)):
-        shape = (batch, 3, frames, height, width)
-        x = torch.randn(shape[:2] + shape[3:] if model.input_kind == 'image' else shape)
+        x = random_input(model, frames, (height, width), batch)
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ('name', 'options'),
-    [
-        ('bvtam_tiny_8x2', SHALLOW),
-        pytest.param('bvtam_tiny_8x2', {'temporal': 'tsm'}, marks=pytest.mark.slow),
-        pytest.param('tam_resnet18_f8', {}, marks=pytest.mark.slow),
-    ],
+    ('name', 'options'), [*(traced(n) for n in SMALL if n != 'blresnet50'), SHIFT]
 )
 def test_compile_without_graph_breaks(name, options):
     model = make(name, num_classes=5, drop_rate=0.0, **options)
@@ -236,7 +251,7 @@ def test_compile_without_graph_breaks(name, options):
         torch.testing.assert_close(compiled(x), other(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['bvtam_r50_8x2', 'tam_resnet18_f8', 'blresnet50'])
+@pytest.mark.parametrize('name', SMALL)
 def test_bad_tensors_are_refused(name):
     model = make(name).eval()
     image = model.input_kind == 'image'
@@ -244,8 +259,8 @@ def test_bad_tensors_are_refused(name):
     if not image:
         bad.append(torch.zeros(1, 4, 4, 64, 64))
         bad.append(torch.zeros(1, 3, 0, 64, 64))
-    if name.startswith('bvtam'):
-        bad.append(torch.zeros(1, 3, 5, 64, 64))
+        if model.frames_per_step > 1:
+            bad.append(torch.zeros(1, 3, 2 * model.frames_per_step + 1, 64, 64))
     for x in bad:
         with pytest.raises(ValueError, match=r'expected .* got'):
             model(x)

@@ -1,4 +1,4 @@
-"""Nets on timm's backbones: against a ResNet-18 written out by hand, and against timm itself."""
+"""Models on timm's backbones: against a ResNet-18 written out by hand, and against timm itself."""
 
 import copy
 import io
@@ -40,10 +40,10 @@ FAMILIES = {
 QUICK = ['resnet18', 'regnety_002', 'convnext_atto', 'efficientnet_b0', 'mobilenetv3_small_050']
 
 
-def lively(net):
+def lively(model):
     """Random norms, so that no residual branch is silent and statistics are not those of the start."""
     generator = torch.Generator().manual_seed(0)
-    for module in net.modules():
+    for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for tensor, low, high in (
                 (module.weight, 0.5, 1), (module.bias, -0.1, 0.1),
@@ -54,7 +54,7 @@ def lively(net):
             gamma.data.fill_(1)  # layer scale
         if isinstance(module, TemporalLayer) and hasattr(module.temporal, 'weight'):
             module.temporal.weight.data.uniform_(-0.5, 1, generator=generator)
-    return net.eval()
+    return model.eval()
 
 
 def net18(**options):
@@ -151,15 +151,15 @@ def resnet18_by_hand(state, clip, temporal, every=1, pool=False):
     ],
 )
 def test_equals_a_resnet_written_by_hand(frames, options):
-    net = net18(**options).double()
+    model = net18(**options).double()
     clips = torch.randn(2, 3, frames, 40, 48, dtype=torch.float64)
     by_hand = {'temporal': options['temporal'], 'every': options.get('temporal_every', 1)}
     pool = options.get('temporal_pool', False)
-    state = net.state_dict()
+    state = model.state_dict()
     want = torch.stack([resnet18_by_hand(state, c, pool=pool, **by_hand) for c in clips])
     with torch.no_grad():
-        torch.testing.assert_close(net(clips), want, rtol=1e-10, atol=1e-12)
-        got = net.float()(clips.float()).double()
+        torch.testing.assert_close(model(clips), want, rtol=1e-10, atol=1e-12)
+        got = model.float()(clips.float()).double()
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
@@ -168,70 +168,70 @@ def test_equals_a_resnet_written_by_hand(frames, options):
 
 @pytest.mark.parametrize('backbone', some(FAMILIES, QUICK))
 def test_without_operators_it_is_the_backbone_on_every_frame(backbone):
-    net = lively(temporal_model(backbone, 'none', num_classes=7))
-    assert not any(isinstance(m, TemporalLayer) for m in net.modules())
+    model = lively(temporal_model(backbone, 'none', num_classes=7))
+    assert not any(isinstance(m, TemporalLayer) for m in model.modules())
     clip = torch.randn(2, 3, 3, 64, 64)
     frames = frames_of(clip)
     with torch.no_grad():
-        features, stages = net.forward_intermediates(clip)
-        want, want_stages = net.backbone.forward_intermediates(frames)
+        features, stages = model.forward_intermediates(clip)
+        want, want_stages = model.backbone.forward_intermediates(frames)
         assert torch.equal(
-            frames_of(net.forward_features(clip)), net.backbone.forward_features(frames)
+            frames_of(model.forward_features(clip)), model.backbone.forward_features(frames)
         )
-        logits = net.backbone(frames).unflatten(0, (2, 3)).mean(1)
-        torch.testing.assert_close(net(clip), logits, rtol=1e-4, atol=1e-5)
-        some = net.forward_intermediates(clip, [-2], stop_early=True, intermediates_only=True)
+        logits = model.backbone(frames).unflatten(0, (2, 3)).mean(1)
+        torch.testing.assert_close(model(clip), logits, rtol=1e-4, atol=1e-5)
+        some = model.forward_intermediates(clip, [-2], stop_early=True, intermediates_only=True)
     assert torch.equal(frames_of(features), want)
     assert all(torch.equal(frames_of(a), b) for a, b in zip(stages, want_stages, strict=True))
-    assert [s.shape[1] for s in stages] == [info['num_chs'] for info in net.feature_info]
+    assert [s.shape[1] for s in stages] == [info['num_chs'] for info in model.feature_info]
     assert len(some) == 1 and torch.equal(some[0], stages[-2])
-    for info in net.feature_info:
-        net.get_submodule(info['module'])
+    for info in model.feature_info:
+        model.get_submodule(info['module'])
 
 
 @pytest.mark.parametrize('backbone', FAMILIES)
 def test_every_residual_branch_has_an_operator(backbone):
     branches, classifier = FAMILIES[backbone]
-    net = lively(temporal_model(backbone, 'tam', num_classes=7))
-    assert sum(isinstance(m, TemporalLayer) for m in net.modules()) == branches
+    model = lively(temporal_model(backbone, 'tam', num_classes=7))
+    assert sum(isinstance(m, TemporalLayer) for m in model.modules()) == branches
     clip = torch.randn(2, 3, 4, 64, 64)
     with torch.no_grad():
-        out = net(clip)
+        out = model(clip)
         assert out.shape == (2, 7) and torch.isfinite(out).all()
         other = clip.clone()
         other[:, :, 0] += 1
-        features, changed = net.forward_features(clip), net.forward_features(other)
+        features, changed = model.forward_features(clip), model.forward_features(other)
         assert not torch.equal(features[:, :, 1], changed[:, :, 1])  # a frame sees its neighbour
-        assert net(clip[:, :, :1]).shape == (2, 7)
-    assert net.get_classifier(name_only=True) == f'backbone.{classifier}'
-    assert net.pretrained_cfg['classifier'] == f'backbone.{classifier}'
-    assert f'{net.pretrained_cfg["first_conv"]}.weight' in net.state_dict()
+        assert model(clip[:, :, :1]).shape == (2, 7)
+    assert model.get_classifier(name_only=True) == f'backbone.{classifier}'
+    assert model.pretrained_cfg['classifier'] == f'backbone.{classifier}'
+    assert f'{model.pretrained_cfg["first_conv"]}.weight' in model.state_dict()
     # groups of parameters as the backbone has them, plus the operators in the groups of their blocks
-    groups = group_parameters(net, net.group_matcher())
-    assert len(groups) == len(group_parameters(net.backbone, net.backbone.group_matcher()))
-    assert sum(len(g) for g in groups.values()) == len(list(net.parameters()))
-    net.reset_classifier(3)
-    assert net.num_classes == 3 and net(clip).shape == (2, 3)
-    net.reset_classifier(0)
-    assert net(clip).shape == (2, net.head_hidden_size)
+    groups = group_parameters(model, model.group_matcher())
+    assert len(groups) == len(group_parameters(model.backbone, model.backbone.group_matcher()))
+    assert sum(len(g) for g in groups.values()) == len(list(model.parameters()))
+    model.reset_classifier(3)
+    assert model.num_classes == 3 and model(clip).shape == (2, 3)
+    model.reset_classifier(0)
+    assert model(clip).shape == (2, model.head_hidden_size)
 
 
 @pytest.mark.parametrize('backbone', some(FAMILIES, QUICK))
 def test_features_only_keeps_what_it_needs(backbone):
-    net = temporal_model(backbone, 'tsm', features_only=True, out_indices=(1, 2))
+    model = temporal_model(backbone, 'tsm', features_only=True, out_indices=(1, 2))
     whole = temporal_model(backbone, 'tsm')
     clip = torch.randn(1, 3, 2, 64, 64)
-    features = net(clip)
-    assert [f.shape[1] for f in features] == net.feature_info.channels()
-    assert [64 // f.shape[-1] for f in features] == net.feature_info.reduction()
+    features = model(clip)
+    assert [f.shape[1] for f in features] == model.feature_info.channels()
+    assert [64 // f.shape[-1] for f in features] == model.feature_info.reduction()
     assert all(f.shape[2] == 2 for f in features)
-    count = sum(p.numel() for p in net.parameters())
+    count = sum(p.numel() for p in model.parameters())
     assert count < sum(p.numel() for p in whole.parameters())
 
 
 def test_an_operator_stands_before_the_first_layer_of_the_branch_only():
-    net = lively(TemporalNet('mobilenetv2_050', temporal='tsm', num_classes=0)).double()
-    block = net.backbone.blocks[1][1]
+    model = lively(TemporalNet('mobilenetv2_050', temporal='tsm', num_classes=0)).double()
+    block = model.backbone.blocks[1][1]
     x = torch.randn(6, block.conv_pwl.out_channels, 8, 8, dtype=torch.float64)
     mixed = mix(list(x[:3]), shift_rows(x.shape[1]), False)
     mixed += mix(list(x[3:]), shift_rows(x.shape[1]), False)
@@ -240,7 +240,7 @@ def test_an_operator_stands_before_the_first_layer_of_the_branch_only():
     got = residual.run_clips(block, x, 3)
     torch.testing.assert_close(got, x + y, rtol=1e-12, atol=1e-12)
     assert not isinstance(
-        net.backbone.blocks[1][0].conv_pw, TemporalLayer
+        model.backbone.blocks[1][0].conv_pw, TemporalLayer
     )  # no shortcut, no operator
 
 
@@ -276,33 +276,33 @@ def test_bad_options_are_named(options, words):
 
 
 def test_bad_input_is_named():
-    net = net18()
+    model = net18()
     for shape, words in (
         ((2, 3, 32, 32), r'\(B, C=3, T, H, W\), got a tensor of shape \(2, 3, 32, 32\)'),
         ((2, 4, 2, 32, 32), r'\(2, 4, 2, 32, 32\)'),
         ((2, 3, 0, 32, 32), 'clip'),
     ):
         with pytest.raises(ValueError, match=words):
-            net(torch.randn(shape))
+            model(torch.randn(shape))
     with pytest.raises(ValueError, match='NHWC'):
-        net.forward_intermediates(torch.randn(1, 3, 1, 32, 32), output_fmt='NHWC')
+        model.forward_intermediates(torch.randn(1, 3, 1, 32, 32), output_fmt='NHWC')
     with pytest.raises(BvtamError, match='call the model'):
-        net.backbone(torch.randn(2, 3, 32, 32))
+        model.backbone(torch.randn(2, 3, 32, 32))
 
 
 # ---- T is no state ----------------------------------------------------------------------------
 
 
 def test_threads_share_a_net_with_different_clip_lengths():
-    net = net18(temporal_pool=True)
+    model = net18(temporal_pool=True)
     clips = [torch.randn(1, 3, t, 32, 32) for t in (1, 2, 3, 5, 8)]
     with torch.no_grad():
-        want = [net(c) for c in clips]
+        want = [model(c) for c in clips]
     wrong = []
 
     def work(i):
         with torch.no_grad():
-            wrong.extend(i for _ in range(8) if not torch.equal(net(clips[i]), want[i]))
+            wrong.extend(i for _ in range(8) if not torch.equal(model(clips[i]), want[i]))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(clips))]
     for thread in threads:
@@ -313,25 +313,25 @@ def test_threads_share_a_net_with_different_clip_lengths():
 
 
 def test_a_failed_call_leaves_nothing_behind():
-    net = net18()
-    net.backbone.layer3.register_forward_hook(lambda *_: 1 / 0)
+    model = net18()
+    model.backbone.layer3.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        net(torch.randn(1, 3, 2, 32, 32))
+        model(torch.randn(1, 3, 2, 32, 32))
     assert residual._call.steps is None
 
 
 def test_copies_compute_the_same():
-    net, clip = net18(), torch.randn(1, 3, 3, 32, 32)
+    model, clip = net18(), torch.randn(1, 3, 3, 32, 32)
     file = io.BytesIO()
-    torch.save(net, file)
+    torch.save(model, file)
     file.seek(0)
     copies = (
-        copy.deepcopy(net),
-        pickle.loads(pickle.dumps(net)),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
         torch.load(file, weights_only=False),
     )
     with torch.no_grad():
-        assert all(torch.equal(c(clip), net(clip)) for c in copies)
+        assert all(torch.equal(c(clip), model(clip)) for c in copies)
 
 
 @pytest.mark.parametrize(
@@ -344,17 +344,17 @@ def test_copies_compute_the_same():
     ],
 )
 def test_compiles_once_and_exports_with_any_shape(backbone, strict, options):
-    net = lively(TemporalNet(backbone, num_classes=5, **options))
+    model = lively(TemporalNet(backbone, num_classes=5, **options))
     # No two axes of the first are equal: the compiler would hold them to it.
     clips = torch.randn(2, 3, 20, 64, 96), torch.randn(3, 3, 19, 80, 72)
     dynamic = torch.export.Dim.DYNAMIC
     shapes = ({0: dynamic, 2: dynamic, 3: dynamic, 4: dynamic},)
     torch._dynamo.reset()
-    compiled = torch.compile(net, fullgraph=True, backend='eager', dynamic=True)
-    program = torch.export.export(net, clips[:1], dynamic_shapes=shapes, strict=strict)
+    compiled = torch.compile(model, fullgraph=True, backend='eager', dynamic=True)
+    program = torch.export.export(model, clips[:1], dynamic_shapes=shapes, strict=strict)
     with torch.no_grad():
-        want = [net(clip) for clip in clips]
-        traced = torch.jit.trace(net, clips[0], check_trace=False)
+        want = [model(clip) for clip in clips]
+        traced = torch.jit.trace(model, clips[0], check_trace=False)
         got = [traced(clips[0]), compiled(clips[0])]
         with torch.compiler.set_stance('fail_on_recompile'):
             got.append(compiled(clips[1]))
@@ -366,8 +366,8 @@ def test_compiles_once_and_exports_with_any_shape(backbone, strict, options):
 def test_fvcore_counts_every_frame():
     clip = torch.randn(1, 3, 6, 64, 64)
     counts = [
-        FlopCountAnalysis(net, x).unsupported_ops_warnings(False).by_operator()['conv']
-        for net, x in ((net18(), clip), (timm.create_model('resnet18'), clip[:, :, 0]))
+        FlopCountAnalysis(model, x).unsupported_ops_warnings(False).by_operator()['conv']
+        for model, x in ((net18(), clip), (timm.create_model('resnet18'), clip[:, :, 0]))
     ]
     assert counts[0] == 6 * counts[1]
 
@@ -387,18 +387,18 @@ def test_fvcore_counts_every_frame():
 )
 def test_checkpointing_gives_the_same_gradients(backbone, options):
     """Also where the backward runs in a thread that never saw the forward, as on a GPU."""
-    net = lively(TemporalNet(backbone, num_classes=3, drop_path_rate=0.3, **options)).train()
+    model = lively(TemporalNet(backbone, num_classes=3, drop_path_rate=0.3, **options)).train()
     clip = torch.randn(2, 3, 3, 64, 64)
     gradients = []
     for enable in (False, True):
-        net.set_grad_checkpointing(enable)
-        net.zero_grad()
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
         torch.manual_seed(1)
-        loss = net(clip).square().sum()
+        loss = model(clip).square().sum()
         thread = threading.Thread(target=loss.backward)
         thread.start()
         thread.join()
-        gradients.append([p.grad.clone() for p in net.parameters()])
+        gradients.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
@@ -406,24 +406,24 @@ def test_checkpointing_gives_the_same_gradients(backbone, options):
     'backbone', ['resnet18', 'regnety_002', 'convnext_atto', 'efficientnet_b0']
 )
 def test_a_branch_is_dropped_for_a_whole_clip(backbone):
-    net = lively(TemporalNet(backbone, num_classes=0, drop_path_rate=0.5)).train()
+    model = lively(TemporalNet(backbone, num_classes=0, drop_path_rate=0.5)).train()
     ratios = []
-    drops = [m for m in net.modules() if isinstance(m, ClipDropPath)]
-    assert drops and not [m for m in net.modules() if type(m) is timm.layers.DropPath]
+    drops = [m for m in model.modules() if isinstance(m, ClipDropPath)]
+    assert drops and not [m for m in model.modules() if type(m) is timm.layers.DropPath]
     for drop in drops:
         drop.register_forward_hook(lambda m, i, o: ratios.append((o / i[0]).flatten(1).nanmean(1)))
     torch.manual_seed(0)
     with torch.no_grad():
-        net(torch.randn(16, 3, 3, 32, 32))
+        model(torch.randn(16, 3, 3, 32, 32))
     by_clip = ratios[-1].unflatten(0, (16, 3))
     torch.testing.assert_close(by_clip, by_clip[:, :1].expand(-1, 3))
     assert 0 < (by_clip[:, 0] == 0).sum() < 16
 
 
 def test_dropout_is_before_the_classifier():
-    net = net18(drop_rate=0.9).train()
+    model = net18(drop_rate=0.9).train()
     features = torch.ones(4, 512, 3, 1, 1)
-    pooled = net.forward_head(features, pre_logits=True)
+    pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (4, 512)
     assert {round(v, 2) for v in pooled.unique().tolist()} <= {
         0.0,
@@ -431,7 +431,7 @@ def test_dropout_is_before_the_classifier():
         6.67,
         10.0,
     }  # frames apart
-    assert torch.equal(net.eval().forward_head(features, pre_logits=True), torch.ones(4, 512))
+    assert torch.equal(model.eval().forward_head(features, pre_logits=True), torch.ones(4, 512))
 
 
 # ---- names, weights, entry points -------------------------------------------------------------
@@ -486,17 +486,17 @@ def test_pretrained_backbone_comes_from_timm(monkeypatch):
 
 
 def test_temporal_model_brings_the_settings_of_its_backbone_and_comes_back(tmp_path):
-    net = lively(temporal_model('test_convnext2', 'tsm', num_classes=4, temporal_every=2))
+    model = lively(temporal_model('test_convnext2', 'tsm', num_classes=4, temporal_every=2))
     cfg = timm.get_pretrained_cfg('test_convnext2')
-    assert net.model_name == 'tsm_test_convnext2' and net.label_names is None
-    clip = net.clip_config
+    assert model.model_name == 'tsm_test_convnext2' and model.label_names is None
+    clip = model.clip_config
     assert clip.num_frames == 8 and clip.crop_size == cfg.input_size[-1] <= clip.resize
     assert clip.mean == cfg.mean and clip.std == cfg.std
-    folder = save_pretrained(net, tmp_path / 'net')
+    folder = save_pretrained(model, tmp_path / 'model')
     x = torch.randn(1, 3, 3, 64, 64)
     again = create_model(f'local-dir:{folder}', pretrained=True).eval()
     with torch.no_grad():
-        assert torch.equal(again(x), net(x))
+        assert torch.equal(again(x), model(x))
     assert again.clip_config == clip
     assert create_model(f'local-dir:{folder}', pretrained=True, num_classes=2).num_classes == 2
 
@@ -507,10 +507,10 @@ def test_entry_points():
     for name in names:
         kind, depth, frames = name.split('_')
         with torch.device('meta'):
-            net = timm.create_model(name)
-        assert net.clip_config.num_frames == int(frames[1:]) and net.clip_config.resize == 256
-        assert net.num_classes == 400 and net.drop_rate == 0.5 and net.model_name == name
-        operators = sum(isinstance(m, TemporalLayer) for m in net.modules())
+            model = timm.create_model(name)
+        assert model.clip_config.num_frames == int(frames[1:]) and model.clip_config.resize == 256
+        assert model.num_classes == 400 and model.drop_rate == 0.5 and model.model_name == name
+        operators = sum(isinstance(m, TemporalLayer) for m in model.modules())
         blocks = {'resnet18': 8, 'resnet50': 16, 'resnet101': 18 if kind == 'tsm' else 33}[depth]
         assert operators == (0 if kind == 'tsn' else blocks)
     params = {n: sum(p.numel() for p in create_model(n, num_classes=87).parameters())
@@ -519,9 +519,9 @@ def test_entry_points():
 
 
 def test_intermediates_show_the_shrinking_clip():
-    net = create_model('tam_resnet18_f8', temporal_pool=True, features_only=True)
-    features = net(torch.randn(1, 3, 7, 64, 64))
+    model = create_model('tam_resnet18_f8', temporal_pool=True, features_only=True)
+    features = model(torch.randn(1, 3, 7, 64, 64))
     assert [f.shape[2] for f in features] == [7, 7, 4, 2, 1]
-    assert net.feature_info.module_name() == [f'backbone.{n}' for n in ('act1', 'layer1', 'layer2', 'layer3', 'layer4')]  # fmt: skip
+    assert model.feature_info.module_name() == [f'backbone.{n}' for n in ('act1', 'layer1', 'layer2', 'layer3', 'layer4')]  # fmt: skip
     unpooled = TemporalNet('resnet18', num_classes=0, global_pool='')
     assert unpooled(torch.randn(2, 3, 3, 64, 64)).shape == (2, 512, 3, 2, 2)

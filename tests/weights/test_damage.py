@@ -35,7 +35,7 @@ class Zoo:
         model = bvtam.create_model(NAME, num_classes=3)
         model.label_names = ['a', 'b', 'c']
         self.good = bvtam.save_pretrained(model, root / 'good')
-        self.root, self.folder = root, root / 'net'
+        self.root, self.folder = root, root / 'model'
         self.config = json.loads((self.good / 'config.json').read_text())
         self.whole = (self.good / 'model.safetensors').read_bytes()
         (length,) = struct.unpack('<Q', self.whole[:8])
@@ -238,7 +238,7 @@ VALUES = (
     [None],
     {'a': 1},
 )
-# What says the same to every reader: keys that only describe a net, null for what may be absent.
+# What says the same to every reader: keys that only describe a model, null for what may be absent.
 TEXTS = {'interpolation', 'crop_mode', 'license'}
 NULLS = {'label_names', 'pool_size', 'license', 'first_conv', 'classifier'}
 TABLES = {'model_args', 'pretrained_cfg', 'clip'}
@@ -681,7 +681,7 @@ def test_harmless_changes_load(zoo):
         'another licence': changed(zoo.config, ('pretrained_cfg', 'license'), 'mit'),
         'another dropout': changed(zoo.config, ('model_args', 'drop_rate'), 0),
         'a notes key of timm': changed(zoo.config, ('pretrained_cfg', 'notes'), ['a', 'b']),
-        'a name of the same net': {**zoo.config, 'architecture': 'bvtam_r50_16x2'},
+        'a name of the same model': {**zoo.config, 'architecture': 'bvtam_r50_16x2'},
         'keys sorted': json.dumps(zoo.config, sort_keys=True, indent='\t'),
         'spaces': ' ' * 10_000 + json.dumps(zoo.config) + '\n' * 10_000,
         'escapes': json.dumps(zoo.config).replace('tiny', '\\u0074iny'),
