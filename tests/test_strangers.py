@@ -148,7 +148,7 @@ def test_weights_that_this_user_may_not_read_are_not_called_damaged(tmp_path, mo
     def refused(path):
         raise PermissionError(13, 'Permission denied', str(path))
 
-    monkeypatch.setattr('bvtam.models._build.open_regular', refused)
+    monkeypatch.setattr('bvtam.models._checks.open_regular', refused)
     with pytest.raises(BvtamError, match='has not permitted it') as caught:
         bvtam.create_model(f'local-dir:{folder}', pretrained=True)
     assert 'damaged' not in str(caught.value)

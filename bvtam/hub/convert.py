@@ -25,7 +25,7 @@ from torch import Tensor
 from ..clip import ClipConfig
 from ..errors import BvtamError, nearest
 from ..models import bl_resnet, temporal_resnet
-from ..models._build import strict_filter
+from ..models._checks import strict_filter
 from ..weights import resolve, zoo
 from ..weights.table import entries
 from .publish import save_pretrained

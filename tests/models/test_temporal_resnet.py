@@ -16,7 +16,6 @@ from timm.models._manipulate import group_parameters
 from bvtam import BvtamError, create_model, list_models, save_pretrained, temporal_model
 from bvtam.layers import residual
 from bvtam.layers.residual import ClipDropPath, TemporalLayer
-from bvtam.models import temporal_resnet
 from bvtam.models.temporal_resnet import TemporalNet, checkpoint_filter_fn
 
 # a backbone, how many residual branches it has, the name of its classifier
@@ -480,7 +479,7 @@ def test_pretrained_backbone_comes_from_timm(monkeypatch):
         asked.append((name, pretrained, options))
         return create(name, **options)
 
-    monkeypatch.setattr(temporal_resnet.timm, 'create_model', offline)
+    monkeypatch.setattr(timm, 'create_model', offline)
     temporal_model('resnet18.tv_in1k', pretrained=True, num_classes=9, in_chans=2)
     assert asked == [('resnet18.tv_in1k', True, {'num_classes': 9, 'in_chans': 2})]
 
