@@ -15,12 +15,12 @@ from bvtam import cli
 
 
 @pytest.fixture(scope='module')
-def net(tmp_path_factory):
-    """A zoo folder of a small net with labels."""
+def zoo(tmp_path_factory):
+    """A zoo folder of a small model with labels."""
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
     model.fc.bias.data[1] = 9.0
     model.label_names = ['left', 'pushing [something] right', 'up']
-    return bvtam.save_pretrained(model, tmp_path_factory.mktemp('net') / 'net')
+    return bvtam.save_pretrained(model, tmp_path_factory.mktemp('zoo') / 'zoo')
 
 
 @pytest.fixture(scope='module')
@@ -53,17 +53,17 @@ def test_list(capfd):
     assert code == 0 and 'download' in out and '74.1' in out and 'mit-han-lab' in out
 
 
-def test_info(capfd, net):
+def test_info(capfd, zoo):
     code, out, _ = run(capfd, 'info', 'bvtam_r50_8x2', '--json')
     facts = json.loads(out)
     assert code == 0
     assert facts['params'] == 25_020_142 and facts['clip']['num_frames'] == 16
     assert facts['options']['temporal'] == 'tam' and facts['input'] == '(B, 3, T, H, W)'
-    code, out, _ = run(capfd, 'info', f'local-dir:{net}', '--json')
+    code, out, _ = run(capfd, 'info', f'local-dir:{zoo}', '--json')
     facts = json.loads(out)
     assert facts['options']['width'] == 16 and facts['options']['layers'] == [2, 2, 2, 2]
     assert facts['options']['num_classes'] == facts['num_classes'] == 3
-    assert facts['weights'] == {'from': 'here', 'folder': str(net)}
+    assert facts['weights'] == {'from': 'here', 'folder': str(zoo)}
     code, out, _ = run(capfd, 'info', 'bvtam_r50_8x2.ssv1_ibm', '--json')
     facts = json.loads(out)
     assert facts['weights'] == {
@@ -72,7 +72,7 @@ def test_info(capfd, net):
         'bvtam_r50_8x2.ssv2_ibm': 'convert by hand',
     }
     assert facts['published']['metrics'][0]['top1'] == 46.4
-    code, out, _ = run(capfd, 'info', f'local-dir:{net}')
+    code, out, _ = run(capfd, 'info', f'local-dir:{zoo}')
     assert code == 0 and 'bvtam_tiny_8x2' in out and 'clip.num_frames' in out
 
 
@@ -88,20 +88,20 @@ def test_flops(capfd):
     assert code == 0 and '23,848,452,096' in out
 
 
-def test_predict(capfd, net, video):
-    code, out, err = run(capfd, 'predict', video, '--model', f'local-dir:{net}', '--json')
+def test_predict(capfd, zoo, video):
+    code, out, err = run(capfd, 'predict', video, '--model', f'local-dir:{zoo}', '--json')
     assert code == 0, err
     (first,) = json.loads(out)
     assert set(first) == {'video', 'model', 'frames', 'top'}
     assert first['frames'] == [int(40 / 16 / 2 + 40 / 16 * i) for i in range(16)]
     assert first['top'][0]['label'] == 'pushing [something] right' and first['top'][0]['index'] == 1
     assert sum(t['score'] for t in first['top']) == pytest.approx(1)
-    code, out, _ = run(capfd, 'predict', video, '--model', f'local-dir:{net}', '--topk', 1)
+    code, out, _ = run(capfd, 'predict', video, '--model', f'local-dir:{zoo}', '--topk', 1)
     assert code == 0 and 'pushing [something] right' in out and 'left' not in out
 
 
 @pytest.mark.parametrize('form', ['missing', 'zero bytes', 'text', 'folder'])
-def test_bad_videos(capfd, net, tmp_path, form):
+def test_bad_videos(capfd, zoo, tmp_path, form):
     path = tmp_path / 'bad.mp4'
     if form == 'zero bytes':
         path.write_bytes(b'')
@@ -109,7 +109,7 @@ def test_bad_videos(capfd, net, tmp_path, form):
         path.write_text('this is no video\n' * 50)
     elif form == 'folder':
         path.mkdir()
-    code, out, err = run(capfd, 'predict', path, '--model', f'local-dir:{net}', '--json')
+    code, out, err = run(capfd, 'predict', path, '--model', f'local-dir:{zoo}', '--json')
     assert code == 1 and out == ''
     assert len(err.splitlines()) == 1 and 'bad.mp4' in err
 
@@ -134,7 +134,7 @@ def test_bad_videos(capfd, net, tmp_path, form):
             1,
             'https://ibm.box.com/v/st2stv1-bLVNet-TAM-50-f8x2',
         ),
-        (['push', 'nowhere', 'alice/net'], 1, 'nowhere'),
+        (['push', 'nowhere', 'alice/zoo'], 1, 'nowhere'),
         (['flops', 'bvtam_tiny_8x2', '--frmaes', '4'], 2, '--frames'),
         (['train'], 1, '--data DIR'),
     ],
@@ -151,8 +151,8 @@ def test_convert_then_predict_in_fresh_processes(tmp_path, video):
     import torch
     from support import textbook
 
-    net = textbook.BLVNet(blocks=(2, 2, 2, 2), width=16, num_classes=4)
-    state = {f'baseline_model.{n}': t for n, t in net.state_dict().items()}
+    model = textbook.BLVNet(blocks=(2, 2, 2, 2), width=16, num_classes=4)
+    state = {f'baseline_model.{n}': t for n, t in model.state_dict().items()}
     torch.save(state, tmp_path / 'file.pth')
     env = os.environ | {'OMP_NUM_THREADS': '1'}
 

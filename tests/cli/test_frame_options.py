@@ -25,13 +25,13 @@ FRAMES = 20
 
 
 @pytest.fixture(scope='module')
-def net(tmp_path_factory):
+def zoo(tmp_path_factory):
     model = bvtam.create_model(
         'bvtam_tiny_8x2', num_classes=2, width=8, layers=(2, 2, 2, 1), drop_rate=0
     )
     model.label_names = ['dark', 'light']
     model.clip_config = replace(model.clip_config, num_frames=4, resize=36, crop_size=32)
-    return bvtam.save_pretrained(model, tmp_path_factory.mktemp('net') / 'net')
+    return bvtam.save_pretrained(model, tmp_path_factory.mktemp('zoo') / 'zoo')
 
 
 @pytest.fixture(scope='module')
@@ -49,8 +49,8 @@ def data(tmp_path_factory):
     return top
 
 
-def test_every_command_takes_both(net, data, tmp_path, capfd):
-    video, model = data / 'dark' / 'v0', ('--model', net)
+def test_every_command_takes_both(zoo, data, tmp_path, capfd):
+    video, model = data / 'dark' / 'v0', ('--model', zoo)
     small = 'epochs=1', 'batch_size=2', 'data.workers=0', 'model_options={width: 8}'
     small += 'clip.num_frames=2', 'clip.resize=32', 'clip.crop_size=32'
     for number, args in enumerate(
@@ -59,7 +59,7 @@ def test_every_command_takes_both(net, data, tmp_path, capfd):
             ['predict', video, *model, '--every', '1'],
             ['predict', video, *model, '--stream', '--fps', '5'],
             ['extract', data, '--out', tmp_path / 'rows', *model],
-            ['eval', net, '--data', data, '--workers', '0'],
+            ['eval', zoo, '--data', data, '--workers', '0'],
             ['train', 'quick', *small, '--data', data, '--out', tmp_path / 'run'],
             ['prepare', data, tmp_path / 'small', '--size', '32', '--workers', '1'],
         )
@@ -77,28 +77,28 @@ def test_every_command_takes_both(net, data, tmp_path, capfd):
     assert max(float(found.times.max()) for found in rows.values()) > 1
 
 
-def test_without_them_the_line_names_the_option(net, data, capfd):
+def test_without_them_the_line_names_the_option(zoo, data, capfd):
     for args in (
-        ['predict', data / 'dark' / 'v0', '--model', net],
-        ['eval', net, '--data', data, '--workers', '0', '--on-error', 'raise'],
+        ['predict', data / 'dark' / 'v0', '--model', zoo],
+        ['eval', zoo, '--data', data, '--workers', '0', '--on-error', 'raise'],
     ):
         code, _, err = run(capfd, *args)
         assert code == 1 and "--frames 'img_{:05d}.jpg'" in err.splitlines()[-1]
 
 
-def test_they_are_refused_before_work_where_no_folder_is(net, tmp_path, capfd):
+def test_they_are_refused_before_work_where_no_folder_is(zoo, tmp_path, capfd):
     for label in ('dark', 'light'):
         (tmp_path / 'data' / label).mkdir(parents=True)
         for video in '12':
             (tmp_path / 'data' / label / f'{video}.mp4').write_bytes(SAMPLE.read_bytes())
     for args in (
-        ['predict', SAMPLE, '--model', net],
-        ['predict', SAMPLE, '--model', net, '--stream'],
-        ['extract', SAMPLE, '--out', tmp_path / 'rows', '--model', net],
-        ['eval', net, '--data', tmp_path / 'data'],
+        ['predict', SAMPLE, '--model', zoo],
+        ['predict', SAMPLE, '--model', zoo, '--stream'],
+        ['extract', SAMPLE, '--out', tmp_path / 'rows', '--model', zoo],
+        ['eval', zoo, '--data', tmp_path / 'data'],
         ['train', 'quick', '--data', tmp_path / 'data', '--out', tmp_path / 'run'],
         ['prepare', tmp_path / 'data', tmp_path / 'small'],
-        ['export', net, tmp_path / 'a.onnx', '--int8', SAMPLE],
+        ['export', zoo, tmp_path / 'a.onnx', '--int8', SAMPLE],
     ):
         for how, name in ((HOW[:2], 'frames'), (HOW[2:], r'fps (--frame-rate)')):
             code, _, err = run(capfd, *args, *how)
@@ -107,7 +107,7 @@ def test_they_are_refused_before_work_where_no_folder_is(net, tmp_path, capfd):
         assert not (tmp_path / made).exists()
     code, _, err = run(capfd, 'predict', SAMPLE, '--frame-rate', '10', '--fps', '10')
     assert code == 2 and 'give one of them' in ' '.join(err.split())
-    for args in (['eval', net, '--data', 'motion'], ['prepare', 'motion', tmp_path / 'small']):
+    for args in (['eval', zoo, '--data', 'motion'], ['prepare', 'motion', tmp_path / 'small']):
         assert run(capfd, *args, *HOW)[0] == 2
 
 
@@ -156,8 +156,8 @@ def test_training_on_folders_may_be_measured_on_files(data, tmp_path):
     assert len(train) == 4 and len(val) == 1
 
 
-def test_files_beside_folders_keep_their_times(net, data, tmp_path):
-    model = bvtam.create_model(net)
+def test_files_beside_folders_keep_their_times(zoo, data, tmp_path):
+    model = bvtam.create_model(zoo)
     for _ in range(2):  # the second time nothing is done
         extract(
             model,

@@ -27,15 +27,15 @@ LABELS = ['left', 'right [red]', 'up', 'down', 'still :smile:']
 
 
 @pytest.fixture(scope='module')
-def net(tmp_path_factory):
-    """A zoo folder of a tiny net whose first answer is class 1."""
+def zoo(tmp_path_factory):
+    """A zoo folder of a tiny model whose first answer is class 1."""
     model = bvtam.create_model(
         'bvtam_tiny_8x2', num_classes=5, width=8, layers=(2, 2, 2, 1), drop_rate=0
     )
     model.fc.bias.data[1] = 9.0
     model.label_names = LABELS
     model.clip_config = replace(model.clip_config, num_frames=8, resize=36, crop_size=32)
-    return bvtam.save_pretrained(model, tmp_path_factory.mktemp('net') / 'net')
+    return bvtam.save_pretrained(model, tmp_path_factory.mktemp('zoo') / 'zoo')
 
 
 def write(path, frames=12, seed=0):
@@ -85,13 +85,13 @@ def num_frames(path):
 # ---- predict ----
 
 
-def test_predict_prints_what_the_library_returns(capfd, net, corpus):
+def test_predict_prints_what_the_library_returns(capfd, zoo, corpus):
     path = corpus / 'one' / 'a.mp4'
     options = ('--clips', 2, '--crops', 3, '--topk', 2)
-    code, out, err = run(capfd, 'predict', path, '--model', net, *options, '--json')
+    code, out, err = run(capfd, 'predict', path, '--model', zoo, *options, '--json')
     assert (code, err) == (0, '')
     (result,) = json.loads(out)
-    model = bvtam.create_model(f'local-dir:{net}', pretrained=True)
+    model = bvtam.create_model(f'local-dir:{zoo}', pretrained=True)
     expected = bvtam.predict(model, path, topk=2, num_clips=2, num_crops=3)
     scores = [row.pop('score') for row in result['top']]
     assert scores == pytest.approx([row.pop('score') for row in expected['top']], abs=1e-6)
@@ -99,30 +99,30 @@ def test_predict_prints_what_the_library_returns(capfd, net, corpus):
     assert result == expected and len(result['frames']) == 2 * 8
     assert result['top'][0] == {'label': 'right [red]', 'index': 1}
 
-    code, out, err = run(capfd, 'predict', path, '--model', net, *options)
+    code, out, err = run(capfd, 'predict', path, '--model', zoo, *options)
     title, head, first, _ = out.splitlines()
     assert (code, err, title, head.split()) == (0, '', str(path), ['label', 'index', 'score'])
     assert first.split() == ['right', '[red]', '1', f'{scores[0]:.4f}']
 
 
-def test_predict_takes_files_folders_and_globs_each_video_once(capfd, net, corpus, monkeypatch):
+def test_predict_takes_files_folders_and_globs_each_video_once(capfd, zoo, corpus, monkeypatch):
     monkeypatch.chdir(corpus)
     sources = ('two/[[]*.mp4', 'one', 'one/a.mp4', 'two')
-    code, out, _ = run(capfd, 'predict', *sources, '--model', net, '--json')
+    code, out, _ = run(capfd, 'predict', *sources, '--model', zoo, '--json')
     names = ['two/[ü] 100%.mp4', 'one/a.mp4', 'one/b c.mp4', 'two/a.mp4']
     assert code == 0 and videos(out) == names
-    code, out, _ = run(capfd, 'predict', *sources, '--model', net, '--topk', 1)
+    code, out, _ = run(capfd, 'predict', *sources, '--model', zoo, '--topk', 1)
     assert code == 0 and out.splitlines()[::3] == names
 
 
-def test_predict_reads_a_stream_once_also_for_the_annotated_copy(capfd, net, corpus, tmp_path):
+def test_predict_reads_a_stream_once_also_for_the_annotated_copy(capfd, zoo, corpus, tmp_path):
     ours, theirs = os.pipe()
     os.write(theirs, (corpus / 'one' / 'a.mp4').read_bytes())  # fits into the pipe
     os.close(theirs)
     stdin = os.dup(0)
     os.dup2(ours, 0)
     try:
-        args = ('predict', '-', '--model', net, '--save', tmp_path / 'out', '--json')
+        args = ('predict', '-', '--model', zoo, '--save', tmp_path / 'out', '--json')
         code, out, err = run(capfd, *args)
     finally:
         os.dup2(stdin, 0)
@@ -132,9 +132,9 @@ def test_predict_reads_a_stream_once_also_for_the_annotated_copy(capfd, net, cor
     assert num_frames(tmp_path / 'out' / 'stdin.mp4') == 12
 
 
-def test_predict_by_windows(capfd, net, corpus):
+def test_predict_by_windows(capfd, zoo, corpus):
     paths = [corpus / 'one' / 'a.mp4', corpus / 'two' / 'a.mp4']
-    args = ('predict', *paths, '--model', net, '--every', 0.16)
+    args = ('predict', *paths, '--model', zoo, '--every', 0.16)
     code, out, _ = run(capfd, *args, '--length', 0.24, '--json')
     results = json.loads(out)
     assert code == 0 and [r['video'] for r in results] == list(map(str, paths))
@@ -152,21 +152,21 @@ def test_predict_by_windows(capfd, net, corpus):
     ]
 
 
-def test_predict_draws_one_video_into_files(capfd, net, corpus, tmp_path):
+def test_predict_draws_one_video_into_files(capfd, zoo, corpus, tmp_path):
     pytest.importorskip('matplotlib')
     path, new = corpus / 'two' / '[ü] 100%.mp4', tmp_path / 'new'
-    args = ('predict', path, '--model', net, '--every', 0.24, '--timeline', new / 'time.png')
+    args = ('predict', path, '--model', zoo, '--every', 0.24, '--timeline', new / 'time.png')
     code, _, err = run(capfd, *args, '--save', new / 'copy.GIF')
     assert (code, err) == (0, '')
     assert (new / 'time.png').read_bytes()[:4] == b'\x89PNG'
     assert (new / 'copy.GIF').read_bytes()[:3] == b'GIF' and num_frames(new / 'copy.GIF') == 5
-    code, _, err = run(capfd, 'predict', path, '--model', net, '--save', new / 'copy.mp4')
+    code, _, err = run(capfd, 'predict', path, '--model', zoo, '--save', new / 'copy.mp4')
     assert (code, err) == (0, '') and num_frames(new / 'copy.mp4') == 12
 
 
-def test_predict_draws_several_videos_into_a_folder_like_theirs(capfd, net, corpus, tmp_path):
+def test_predict_draws_several_videos_into_a_folder_like_theirs(capfd, zoo, corpus, tmp_path):
     out = tmp_path / 'out'
-    code, _, err = run(capfd, 'predict', corpus, '--model', net, '--save', out)
+    code, _, err = run(capfd, 'predict', corpus, '--model', zoo, '--save', out)
     assert (code, err) == (0, '')
     found = {str(path.relative_to(out)) for path in out.rglob('*.mp4')}
     assert found == {str(path.relative_to(corpus)) for path in corpus.rglob('*.mp4')}
@@ -183,9 +183,9 @@ def test_names_of_what_is_drawn_differ_as_the_videos_do():
     assert len(set(names)) == 3 and not any(Path(name).is_absolute() for name in names)
 
 
-def test_predict_skips_and_lists_what_cannot_be_read(capfd, net, damaged, tmp_path):
+def test_predict_skips_and_lists_what_cannot_be_read(capfd, zoo, damaged, tmp_path):
     errors = tmp_path / 'errors.csv'
-    args = ('predict', damaged, '--model', net, '--json', '--errors', errors, '--on-error', 'skip')
+    args = ('predict', damaged, '--model', zoo, '--json', '--errors', errors, '--on-error', 'skip')
     code, out, err = run(capfd, *args, '--max-failed', 0.2)
     assert code == 0 and len(videos(out)) == 4
     lines = err.splitlines()
@@ -197,11 +197,11 @@ def test_predict_skips_and_lists_what_cannot_be_read(capfd, net, damaged, tmp_pa
 
     code, out, err = run(capfd, *args, '--max-failed', 0.1)
     assert (code, out) == (1, '') and 'max_failed' in err.splitlines()[-1]
-    code, out, err = run(capfd, 'predict', damaged, '--model', net, '--json')
+    code, out, err = run(capfd, 'predict', damaged, '--model', zoo, '--json')
     assert (code, out) == (1, '') and len(err.splitlines()) == 1 and 'bad.mp4' in err
 
 
-def test_damage_that_only_the_annotated_copy_meets(capfd, net, corpus, tmp_path, monkeypatch):
+def test_damage_that_only_the_annotated_copy_meets(capfd, zoo, corpus, tmp_path, monkeypatch):
     save = render.save_annotated
 
     def fails(result, video, path, **options):
@@ -210,7 +210,7 @@ def test_damage_that_only_the_annotated_copy_meets(capfd, net, corpus, tmp_path,
         save(result, video, path, **options)
 
     monkeypatch.setattr(render, 'save_annotated', fails)
-    args = ('predict', corpus, '--model', net, '--save', tmp_path / 'out', '--json')
+    args = ('predict', corpus, '--model', zoo, '--save', tmp_path / 'out', '--json')
     code, out, err = run(capfd, *args, '--on-error', 'skip', '--max-failed', 0.25)
     assert code == 0 and len(videos(out)) == 4 and '1 of 4 videos failed' in err
     assert len(list((tmp_path / 'out').rglob('*.mp4'))) == 3
@@ -218,12 +218,12 @@ def test_damage_that_only_the_annotated_copy_meets(capfd, net, corpus, tmp_path,
     assert (code, out, len(err.splitlines())) == (1, '', 1)
 
 
-def test_names_of_any_bytes_are_printed_in_one_line(capfd, net, tmp_path):
+def test_names_of_any_bytes_are_printed_in_one_line(capfd, zoo, tmp_path):
     name = b'\xff \x1b[31m\n.mp4'
     write(tmp_path / 'video.mp4').rename(tmp_path / os.fsdecode(name))
-    code, out, _ = run(capfd, 'predict', tmp_path, '--model', net, '--topk', 1)
+    code, out, _ = run(capfd, 'predict', tmp_path, '--model', zoo, '--topk', 1)
     assert code == 0 and out.splitlines()[0] == f'{tmp_path}/\\udcff \\x1b[31m\\n.mp4'
-    code, out, _ = run(capfd, 'predict', tmp_path, '--model', net, '--json')
+    code, out, _ = run(capfd, 'predict', tmp_path, '--model', zoo, '--json')
     assert code == 0 and os.fsencode(videos(out)[0]) == os.fsencode(tmp_path) + b'/' + name
 
 
@@ -233,30 +233,30 @@ def test_names_of_any_bytes_are_printed_in_one_line(capfd, net, tmp_path):
 @pytest.mark.parametrize(
     ('args', 'code', 'words'),
     [
-        ('predict GOOD MORE --model NET --save copy.mp4', 2, '--save must be a folder'),
-        ('predict GOOD --model NET --save copy.avi', 2, 'end in .mp4 or .gif'),
-        ('predict GOOD --model NET --timeline time.png', 2, 'give --every'),
-        ('predict GOOD --model NET --length 2', 2, 'give --every'),
-        ('predict GOOD --model NET --on-error substitute', 2, '--on-error'),
-        ('predict GOOD --model NET --topk many', 2, '--topk'),
+        ('predict GOOD MORE --model ZOO --save copy.mp4', 2, '--save must be a folder'),
+        ('predict GOOD --model ZOO --save copy.avi', 2, 'end in .mp4 or .gif'),
+        ('predict GOOD --model ZOO --timeline time.png', 2, 'give --every'),
+        ('predict GOOD --model ZOO --length 2', 2, 'give --every'),
+        ('predict GOOD --model ZOO --on-error substitute', 2, '--on-error'),
+        ('predict GOOD --model ZOO --topk many', 2, '--topk'),
         ('predict', 2, 'VIDEO'),
-        ('predict GOOD --model NET --topk 0', 1, 'topk'),
-        ('predict GOOD --model NET --crops 4', 1, '1, 3, 5, 10'),
-        ('predict GOOD --model NET --every 0', 1, 'every'),
-        ('predict GOOD nowhere.mp4 --model NET', 1, 'nowhere.mp4'),
-        ('predict nowhere/*.mp4 --model NET', 1, 'nowhere/*.mp4'),
-        ('predict GOOD --model nowhere/net', 1, 'nowhere/net'),
-        ('predict GOOD --model NET --save GOOD', 1, 'another name'),
-        ('predict GOOD --model NET --save /proc/none/copy.mp4', 1, '/proc/none/copy.mp4'),
-        ('extract GOOD --model NET', 2, '--out'),
-        ('extract GOOD --model NET --out x --what frame', 2, '--what'),
-        ('extract GOOD --model NET --out x --what window', 1, 'length'),
-        ('extract GOOD --model NET --out x --stage layer9', 1, 'layer4'),
-        ('extract GOOD --model NET --out CORPUS', 1, 'name a new folder'),
-        ('eval NET', 2, '--data'),
-        ('eval NET --data CORPUS --split all', 2, '--split'),
-        ('eval NET --data nowhere', 1, 'nowhere'),
-        ('eval NET --data CORPUS', 1, 'one is none of the 5 labels'),
+        ('predict GOOD --model ZOO --topk 0', 1, 'topk'),
+        ('predict GOOD --model ZOO --crops 4', 1, '1, 3, 5, 10'),
+        ('predict GOOD --model ZOO --every 0', 1, 'every'),
+        ('predict GOOD nowhere.mp4 --model ZOO', 1, 'nowhere.mp4'),
+        ('predict nowhere/*.mp4 --model ZOO', 1, 'nowhere/*.mp4'),
+        ('predict GOOD --model nowhere/zoo', 1, 'nowhere/zoo'),
+        ('predict GOOD --model ZOO --save GOOD', 1, 'another name'),
+        ('predict GOOD --model ZOO --save /proc/none/copy.mp4', 1, '/proc/none/copy.mp4'),
+        ('extract GOOD --model ZOO', 2, '--out'),
+        ('extract GOOD --model ZOO --out x --what frame', 2, '--what'),
+        ('extract GOOD --model ZOO --out x --what window', 1, 'length'),
+        ('extract GOOD --model ZOO --out x --stage layer9', 1, 'layer4'),
+        ('extract GOOD --model ZOO --out CORPUS', 1, 'name a new folder'),
+        ('eval ZOO', 2, '--data'),
+        ('eval ZOO --data CORPUS --split all', 2, '--split'),
+        ('eval ZOO --data nowhere', 1, 'nowhere'),
+        ('eval ZOO --data CORPUS', 1, 'one is none of the 5 labels'),
         ('prepare CORPUS', 2, 'OUT'),
         ('prepare CORPUS x --count 5', 2, '--count is for motion'),
         ('prepare motion x --on-error skip', 2, '--on-error is not for motion'),
@@ -274,10 +274,10 @@ def test_names_of_any_bytes_are_printed_in_one_line(capfd, net, tmp_path):
         ('train --data CORPUS --resume maybe', 2, '--resume'),
     ],
 )
-def test_bad_calls(capfd, net, corpus, tmp_path, monkeypatch, args, code, words):
+def test_bad_calls(capfd, zoo, corpus, tmp_path, monkeypatch, args, code, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('COLUMNS', '200')
-    known = {'NET': net, 'CORPUS': corpus, 'GOOD': corpus / 'one/a.mp4', 'MORE': corpus / 'two'}
+    known = {'ZOO': zoo, 'CORPUS': corpus, 'GOOD': corpus / 'one/a.mp4', 'MORE': corpus / 'two'}
     args = [re.sub('[A-Z]{3,}', lambda match: str(known[match[0]]), arg) for arg in args.split()]
     got, out, err = run(capfd, *args)
     assert got == code and words in err and 'Traceback' not in err
@@ -291,13 +291,13 @@ def test_bad_calls(capfd, net, corpus, tmp_path, monkeypatch, args, code, words)
 # ---- extract, eval, prepare, train ----
 
 
-def test_extract_and_again(capfd, net, damaged, tmp_path):
+def test_extract_and_again(capfd, zoo, damaged, tmp_path):
     out = tmp_path / 'new' / 'features'
     args = (
         'extract',
         damaged,
         '--model',
-        net,
+        zoo,
         '--out',
         out,
         '--shard-size',
@@ -335,11 +335,11 @@ def labelled(folder, counts, parts=('',)):
     return folder
 
 
-def test_eval(capfd, net, tmp_path):
+def test_eval(capfd, zoo, tmp_path):
     pytest.importorskip('matplotlib')
     counts = dict.fromkeys(LABELS, 1) | {'right [red]': 2}
     data, out = labelled(tmp_path / 'data', counts), tmp_path / 'new' / 'report'
-    args = ('eval', net, '--data', data, '--workers', 0)
+    args = ('eval', zoo, '--data', data, '--workers', 0)
     code, text, err = run(capfd, *args, '--out', out, '--json')
     assert (code, err) == (0, '')
     result = json.loads(text)  # every answer is class 1
@@ -358,11 +358,11 @@ def test_eval(capfd, net, tmp_path):
     assert (rows['num_videos'], rows['num_clips'], rows['num_crops']) == ('6', '2', '3')
 
 
-def test_eval_of_parts(capfd, net, tmp_path):
+def test_eval_of_parts(capfd, zoo, tmp_path):
     data = tmp_path / 'data'
     labelled(data / 'train', dict.fromkeys(LABELS, 1))
     labelled(data / 'val', {'right [red]': 2, 'up': 1})
-    args = ('eval', net, '--data', data, '--workers', 0, '--json')
+    args = ('eval', zoo, '--data', data, '--workers', 0, '--json')
     for options, videos, top1 in (((), 3, 200 / 3), (('--split', 'train'), 5, 20)):
         code, text, _ = run(capfd, *args, *options)
         result = json.loads(text)
@@ -372,7 +372,7 @@ def test_eval_of_parts(capfd, net, tmp_path):
     assert code == 1 and len(err.splitlines()) == 1 and 'no folder test' in err
     # Of class folders without parts, as much as training holds out.
     whole = labelled(tmp_path / 'whole', dict.fromkeys(LABELS, 2))
-    args = ('eval', net, '--data', whole, '--val-share', 0.5, '--workers', 0, '--json')
+    args = ('eval', zoo, '--data', whole, '--val-share', 0.5, '--workers', 0, '--json')
     assert json.loads(run(capfd, *args)[1])['num_videos'] == 5
 
 
@@ -431,14 +431,14 @@ class Terminal(io.TextIOWrapper):
 
 
 @pytest.mark.parametrize('both', [True, False])
-def test_lines_come_above_the_bar_and_results_on_stdout(capfd, net, damaged, monkeypatch, both):
+def test_lines_come_above_the_bar_and_results_on_stdout(capfd, zoo, damaged, monkeypatch, both):
     screen = Terminal()
     monkeypatch.setenv('TERM', 'xterm')
     monkeypatch.setenv('COLUMNS', '200')
     monkeypatch.setattr(sys, 'stderr', screen)
     if both:
         monkeypatch.setattr(sys, 'stdout', screen)
-    args = ('--model', net, '--topk', 1, '--on-error', 'skip', '--max-failed', 0.2)
+    args = ('--model', zoo, '--topk', 1, '--on-error', 'skip', '--max-failed', 0.2)
     code, out, _ = run(capfd, 'predict', damaged, *args)
     assert code == 0 and '━━━' in screen.text
     # A line break, or the bar that was there erased.
@@ -450,12 +450,12 @@ def test_lines_come_above_the_bar_and_results_on_stdout(capfd, net, damaged, mon
     assert screen.text.endswith('1 of 5 videos failed\n')
 
 
-def test_interrupted_in_one_line_and_taken_up_again(capfd, net, corpus, tmp_path, monkeypatch):
+def test_interrupted_in_one_line_and_taken_up_again(capfd, zoo, corpus, tmp_path, monkeypatch):
     @contextmanager
     def impatient(what):
         yield lambda done, total: signal.raise_signal(signal.SIGINT) if done == 2 else None
 
-    args = ('extract', corpus, '--model', net, '--out', tmp_path / 'out', '--shard-size', 1)
+    args = ('extract', corpus, '--model', zoo, '--out', tmp_path / 'out', '--shard-size', 1)
     # A shell's background job, as a nightly test may be, is started with this signal ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

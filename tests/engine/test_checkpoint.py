@@ -91,23 +91,23 @@ def test_an_optimizer_goes_on_where_it_was(tmp_path, kind):
     runs = []
     for cut in (False, True):
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-        optimizer = kind(net.parameters(), lr=0.1, **settings)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        optimizer = kind(model.parameters(), lr=0.1, **settings)
         for step in range(6):
             if cut and step == 3:
-                tensors = {'model': net.state_dict(), 'optimizer': checkpoint.optimizer_tensors(net, optimizer)}  # fmt: skip
+                tensors = {'model': model.state_dict(), 'optimizer': checkpoint.optimizer_tensors(model, optimizer)}  # fmt: skip
                 path = checkpoint.save(tmp_path, step, tensors, STATE | {'step': step}, 1)
-                net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-                optimizer = kind(net.parameters(), lr=0.1, **settings)
-                net.load_state_dict(checkpoint.read_tensors(path, 'model'))
+                model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+                optimizer = kind(model.parameters(), lr=0.1, **settings)
+                model.load_state_dict(checkpoint.read_tensors(path, 'model'))
                 checkpoint.load_optimizer(
-                    net, optimizer, checkpoint.read_tensors(path, 'optimizer')
+                    model, optimizer, checkpoint.read_tensors(path, 'optimizer')
                 )
             x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
             optimizer.zero_grad()
-            net(x).square().mean().backward()
+            model(x).square().mean().backward()
             optimizer.step()
-        runs.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+        runs.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*runs)
 
 

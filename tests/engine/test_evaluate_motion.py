@@ -41,18 +41,18 @@ def test_a_run_on_motion_goes_on_where_it_was_stopped(tmp_path):
     train(recipe(), tmp_path / 'run')
     assert product(tmp_path / 'run') == product(tmp_path / 'whole')
     assert len({row['loss'] for row in rows(tmp_path / 'run') if 'loss' in row}) == 4
-    net = bvtam.create_model(f'local-dir:{tmp_path}/run/last', pretrained=True)
-    assert net.label_names == MotionClips(family='direction').label_names
-    assert (net.clip_config.num_frames, net.clip_config.crop_size) == (4, 32)
+    model = bvtam.create_model(f'local-dir:{tmp_path}/run/last', pretrained=True)
+    assert model.label_names == MotionClips(family='direction').label_names
+    assert (model.clip_config.num_frames, model.clip_config.crop_size) == (4, 32)
 
 
 def test_the_sets_are_those_of_the_recipe():
     chosen = recipe('data.motion.encode=0.5', 'data.motion.held_out=true', 'seed=3')
-    net, train_set, val_set = build(chosen)
+    model, train_set, val_set = build(chosen)
     assert (train_set.seed, train_set.encode, len(train_set)) == (3, 0.5, 12)
     assert (val_set.seed, val_set.encode, len(val_set), val_set.split) == (0, 0, 16, 'val')
-    assert net.label_names == train_set.label_names == val_set.label_names
-    assert 'orbit_clockwise' in net.label_names and 'right' not in net.label_names
+    assert model.label_names == train_set.label_names == val_set.label_names
+    assert 'orbit_clockwise' in model.label_names and 'right' not in model.label_names
 
 
 def test_parts_of_a_batch_have_one_length():
@@ -102,19 +102,19 @@ def test_what_does_not_go_with_motion_is_refused(tmp_path, setting, message):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A net that takes everything for 'left'."""
-    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=28, width=8)
-    net.label_names = MotionClips(family='all').label_names
-    net.clip_config = replace(net.clip_config, resize=32, crop_size=32)
+    """A model that takes everything for 'left'."""
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=28, width=8)
+    model.label_names = MotionClips(family='all').label_names
+    model.clip_config = replace(model.clip_config, resize=32, crop_size=32)
     with torch.no_grad():
-        net.fc.weight.zero_()
-        net.fc.bias.copy_(torch.eye(28)[net.label_names.index('left')])
-    return bvtam.save_pretrained(net, tmp_path_factory.mktemp('net') / 'net')
+        model.fc.weight.zero_()
+        model.fc.bias.copy_(torch.eye(28)[model.label_names.index('left')])
+    return bvtam.save_pretrained(model, tmp_path_factory.mktemp('model') / 'model')
 
 
 def test_accuracy_on_motion_family_by_family(folder, capfd):
-    net = bvtam.create_model(f'local-dir:{folder}', pretrained=True)
-    result = evaluate_motion(net, 56, workers=0)
+    model = bvtam.create_model(f'local-dir:{folder}', pretrained=True)
+    result = evaluate_motion(model, 56, workers=0)
     assert result['top1'] == pytest.approx(100 / 28)
     direction, order = result['families']['direction'], result['families']['order']
     assert direction['top1'] == pytest.approx(100 / 16) and order['top1'] == 0
@@ -133,13 +133,13 @@ def test_accuracy_on_motion_family_by_family(folder, capfd):
 
 
 def test_by_way_of_video_files_the_clips_are_the_same(folder, tmp_path):
-    net = bvtam.create_model(f'local-dir:{folder}', pretrained=True)
+    model = bvtam.create_model(f'local-dir:{folder}', pretrained=True)
     plain = MotionClips(48, (240, 320), 'all', 1, split='test', length=2, cut_unit=12)
-    filmed = _Encoded(plain, net.clip_config, tmp_path)
+    filmed = _Encoded(plain, model.clip_config, tmp_path)
     for i in range(2):
         sample, want = (
             filmed[i],
-            to_crops(plain[i]['clip'][:, 1::3].transpose(0, 1), net.clip_config),
+            to_crops(plain[i]['clip'][:, 1::3].transpose(0, 1), model.clip_config),
         )
         error = (sample['clip'].float() - want.float()).abs().mean()
         assert 0 < error < 3  # grey levels, of the codec
@@ -150,6 +150,6 @@ def test_by_way_of_video_files_the_clips_are_the_same(folder, tmp_path):
 
 @pytest.mark.slow  # it encodes 28 videos
 def test_evaluation_by_way_of_video_files(folder):
-    net = bvtam.create_model(f'local-dir:{folder}', pretrained=True)
-    result = evaluate_motion(net, 28, videos=True)
+    model = bvtam.create_model(f'local-dir:{folder}', pretrained=True)
+    result = evaluate_motion(model, 28, videos=True)
     assert result['num_videos'] == 28 and result['top1'] == pytest.approx(100 / 28)

@@ -1,4 +1,4 @@
-"""From folders of videos, or of images, to a net; and what is refused before anything is written."""
+"""From folders of videos, or of images, to a model; and what is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def zoo(tmp_path_factory):
-    """A net with weights, by the name bvtam_tiny_8x2.mine, of three other classes."""
+    """A model with weights, by the name bvtam_tiny_8x2.mine, of three other classes."""
     folder = tmp_path_factory.mktemp('zoo')
     torch.manual_seed(0)
-    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=3, width=8, layers=(2, 2, 2, 1))
-    lively(net).clip_config, net.label_names = CLIP, list('xyz')
-    bvtam.save_pretrained(net, folder / 'bvtam_tiny_8x2.mine')
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3, width=8, layers=(2, 2, 2, 1))
+    lively(model).clip_config, model.label_names = CLIP, list('xyz')
+    bvtam.save_pretrained(model, folder / 'bvtam_tiny_8x2.mine')
     return folder
 
 
@@ -70,19 +70,19 @@ def finetuned(videos, zoo, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('BVTAM_ZOO', str(zoo))
         settings = {**SHORT, 'epochs': 4, 'lr': 1e-3}
-        net = finetune(videos, 'bvtam_tiny_8x2.mine', out, **settings)
-    return net, out
+        model = finetune(videos, 'bvtam_tiny_8x2.mine', out, **settings)
+    return model, out
 
 
-def test_folders_of_videos_become_a_net(finetuned, videos, zoo, monkeypatch):
-    net, out = finetuned
-    assert net.label_names == ['bright light', 'dim light'] and not net.training
-    assert net.clip_config.to_dict() == CLIP.to_dict()
+def test_folders_of_videos_become_a_model(finetuned, videos, zoo, monkeypatch):
+    model, out = finetuned
+    assert model.label_names == ['bright light', 'dim light'] and not model.training
+    assert model.clip_config.to_dict() == CLIP.to_dict()
     best = bvtam.create_model(f'local-dir:{out / "best"}', pretrained=True).eval()
-    for name, value in net.state_dict().items():
+    for name, value in model.state_dict().items():
         assert torch.equal(value, best.state_dict()[name])
     found = predict(best, videos / 'dim light' / '0.mp4', topk=2)
-    assert {top['label'] for top in found['top']} == set(net.label_names)
+    assert {top['label'] for top in found['top']} == set(model.label_names)
     assert (out / 'curves.png').exists() and (out / 'last' / 'README.md').exists()
     vals = [row for row in rows(out) if 'val_loss' in row]
     assert len(vals) == 4 and {row['val_num_videos'] for row in vals} == {2}
@@ -95,9 +95,11 @@ def test_folders_of_videos_become_a_net(finetuned, videos, zoo, monkeypatch):
 
 def test_the_first_weights_are_those_of_the_name(finetuned, videos, zoo, tmp_path, monkeypatch):
     monkeypatch.setenv('BVTAM_ZOO', str(zoo))
-    net = finetune(videos, 'bvtam_tiny_8x2.mine', tmp_path / 'run', lr=0, warmup_epochs=0, **SHORT)
+    model = finetune(
+        videos, 'bvtam_tiny_8x2.mine', tmp_path / 'run', lr=0, warmup_epochs=0, **SHORT
+    )
     start = bvtam.create_model('bvtam_tiny_8x2.mine', pretrained=True)
-    same = [torch.equal(p, q) for p, q in zip(net.parameters(), start.parameters(), strict=True)]
+    same = [torch.equal(p, q) for p, q in zip(model.parameters(), start.parameters(), strict=True)]
     assert same == [True] * (len(same) - 2) + [False] * 2  # but for the classifier
 
 
@@ -151,10 +153,10 @@ def test_the_command(finetuned, videos, tmp_path, capfd, caplog):
 def test_what_is_mirrored_is_decided_with_care_and_told(
     names, settings, first, flip, flips, said, caplog
 ):
-    net = SimpleNamespace(first_flip=first, clip_config=CLIP, label_names=names.split() or None, input_kind='clip')  # fmt: skip
+    model = SimpleNamespace(first_flip=first, clip_config=CLIP, label_names=names.split() or None, input_kind='clip')  # fmt: skip
     data = RunData([Record('a.mp4', 0)], [Record('a.mp4', 0)], None, 1)
-    train_set, val_set = build_datasets(recipe(*settings.split()), net, data)
-    assert net.clip_config.flip == val_set.read.clip.flip == flip
+    train_set, val_set = build_datasets(recipe(*settings.split()), model, data)
+    assert model.clip_config.flip == val_set.read.clip.flip == flip
     assert train_set.read.train.flip_labels == flips
     assert said in caplog.text and bool(said) == bool(caplog.records)
 
@@ -261,8 +263,8 @@ def test_numbers_that_are_no_indices_are_names(videos, tmp_path, labels, caplog,
         f'names of 2 classes ({", ".join(names)}); num_classes={int(labels[1]) + 1}' in caplog.text
     )
     assert results['last']['val_num_videos'] == 2
-    net = bvtam.create_model(tmp_path / 'run', pretrained=True)
-    assert net.label_names == names and net.num_classes == 2
+    model = bvtam.create_model(tmp_path / 'run', pretrained=True)
+    assert model.label_names == names and model.num_classes == 2
     command = ['eval', tmp_path / 'run', '--data', tmp_path / 'list.txt', '--workers', 0, '--json']
     code, stdout, _ = run(capfd, command)
     assert code == 0 and [c['label'] for c in json.loads(stdout)['per_class']] == names
@@ -339,8 +341,8 @@ def test_images_then_short_clips_then_longer_ones(images, videos, tmp_path, capl
     results = train(Recipe.load('image', image), tmp_path / 'image')
     assert results['steps'] == 2 and results['last']['val_num_videos'] == 4
     best = f'local-dir:{tmp_path / "image" / "best"}'
-    net = bvtam.create_model(best, pretrained=True)
-    assert net.label_names == ['cat', 'dog'] and net.input_kind == 'image'
+    image_model = bvtam.create_model(best, pretrained=True)
+    assert image_model.label_names == ['cat', 'dog'] and image_model.input_kind == 'image'
     card = (tmp_path / 'image' / 'best' / 'README.md').read_text()
     assert 'pipeline_tag: image-classification' in card and 'frames' not in card
     again = (f'model={best}', 'model_options={}', *image[2:], 'init=pretrained')

@@ -52,7 +52,7 @@ def test_a_pipe_is_not_waited_for(whole, tmp_path):
         make(out=out, val=Clips(4)).fit()
 
 
-def test_a_checkpoint_of_another_network_is_told_in_one_line(whole, tmp_path):
+def test_a_checkpoint_of_another_model_is_told_in_one_line(whole, tmp_path):
     out, other = tmp_path / 'out', tmp_path / 'other'
     shutil.copytree(whole, out)
     make('model_options={width: 16, layers: [2, 2, 2, 1], drop_rate: 0}', out=other).fit()

@@ -37,8 +37,8 @@ def batch(indices=range(4), data=None):
     return collate([data[i] for i in indices])
 
 
-def plain_inputs(net, part):
-    return normalize(part['clip'], net.clip_config), part['label']
+def plain_inputs(model, part):
+    return normalize(part['clip'], model.clip_config), part['label']
 
 
 def close(a, b, rel=1e-5):
@@ -52,8 +52,8 @@ def test_recorded_training_is_repeated():
     from bvtam.models.bl_resnet import checkpoint_filter_fn
 
     case = golden.load('train_blvnet_tam_r50_8x2')
-    net = bvtam.create_model('bvtam_r50_8x2', num_classes=174, drop_rate=0.0).double()
-    net.load_state_dict(checkpoint_filter_fn(golden.state_dict(case)))
+    model = bvtam.create_model('bvtam_r50_8x2', num_classes=174, drop_rate=0.0).double()
+    model.load_state_dict(checkpoint_filter_fn(golden.state_dict(case)))
     settings = case['optimizer']
     keys = ('lr', 'momentum', 'weight_decay')
     pairs = [f'{key}={settings[key]}' for key in keys]
@@ -61,12 +61,14 @@ def test_recorded_training_is_repeated():
     chosen = Recipe.load(
         '', [*pairs, 'optimizer.name=sgd', 'schedule.name=constant', 'batch_size=4']
     )
-    trainer = Trainer(net, chosen, Clips())
+    trainer = Trainer(model, chosen, Clips())
     norms = []
     trainer.train_step.optimizer.register_step_pre_hook(
-        lambda *_: norms.append(nn.utils.get_total_norm([p.grad for p in net.parameters()]).item())
+        lambda *_: norms.append(
+            nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+        )
     )
-    net.train()
+    model.train()
     part = {'clip': golden.clip(case).double(), 'label': torch.tensor(case['targets'])}
     losses = [trainer.train_step([part]).item() for _ in case['loss_before_step']]
     close(losses, case['loss_before_step'], rel=1e-8)
@@ -176,18 +178,18 @@ def plain_cutmix(clips, target, alpha):
 )
 def test_targets_are_mixed_and_smoothed(settings, mix, smoothing):
     trainer = make(*settings)
-    net = copy.deepcopy(trainer.model).train()
+    model = copy.deepcopy(trainer.model).train()
     trainer.train_step.wrapped.train()
     for step in range(4):  # draws differ from step to step
         part = batch()
-        clips, target = plain_inputs(net, part)
+        clips, target = plain_inputs(model, part)
         target = F.one_hot(target, 3).float()
         torch.manual_seed(sample_seed(0, step, 0))
         if mix:
             clips, target = mix(clips, target, 1 if smoothing else 0.7)
         target = (1 - smoothing) * target + smoothing / 3
-        net.load_state_dict(trainer.model.state_dict())
-        want = -(target * net(clips).log_softmax(1)).sum(1).mean().item()
+        model.load_state_dict(trainer.model.state_dict())
+        want = -(target * model(clips).log_softmax(1)).sum(1).mean().item()
         close(trainer.train_step([part]).item(), want)
 
 
@@ -202,15 +204,15 @@ def test_classes_are_weighted_as_torch_does(settings):
     ):
         trainer = make(setting, *settings, data=data)
         torch.testing.assert_close(trainer.train_step.class_weight, torch.tensor(weights).float())
-        net, part = copy.deepcopy(trainer.model).train(), batch()
-        clips, target = plain_inputs(net, part)
+        model, part = copy.deepcopy(trainer.model).train(), batch()
+        clips, target = plain_inputs(model, part)
         target = F.one_hot(target, 3).float()
         torch.manual_seed(sample_seed(0, 0, 0))
         if settings:
             clips, target = plain_mixup(clips, target, 0.5)
         smooth = 0.1 if settings else 0
         target = (1 - smooth) * target + smooth / 3
-        want = -(torch.tensor(weights) * target * net(clips).log_softmax(1)).sum(1).mean().item()
+        want = -(torch.tensor(weights) * target * model(clips).log_softmax(1)).sum(1).mean().item()
         trainer.train_step.wrapped.train()
         close(trainer.train_step([part]).item(), want)
     with pytest.raises(BvtamError, match='balanced by the records of a data set'):
@@ -336,8 +338,8 @@ def test_schedules(formula, warmup):
         'layer_decay=0.5',
         'head_lr=4',
     )
-    net = build_model(chosen, None, 3)
-    optimizer = build_optimizer(net, chosen)
+    model = build_model(chosen, None, 3)
+    optimizer = build_optimizer(model, chosen)
     schedule, steps = build_schedule(optimizer, chosen, 6), 6
     for t in range(4 * steps):
         want = formula(t, steps, s)
@@ -363,10 +365,10 @@ def test_the_rate_in_the_log_is_that_of_the_step(tmp_path):
 
 def test_every_layer_has_its_rate_and_decay():
     chosen = recipe('layer_decay=0.5', 'head_lr=3', 'weight_decay=0.1', 'decay_all=false', 'lr=1')
-    net = build_model(chosen, None, 3)
+    model = build_model(chosen, None, 3)
     factors, decays = {}, {}
-    names = {p: name for name, p in net.named_parameters()}
-    for group in build_optimizer(net, chosen).param_groups:
+    names = {p: name for name, p in model.named_parameters()}
+    for group in build_optimizer(model, chosen).param_groups:
         for p in group['params']:
             factors[names[p]], decays[names[p]] = group['lr_scale'], group['weight_decay']
     assert set(factors) == set(names.values())
@@ -377,7 +379,7 @@ def test_every_layer_has_its_rate_and_decay():
     assert max(levels[-1]) == 0.5 and all(math.log2(f).is_integer() for s in levels for f in s)
     for p, name in names.items():
         assert decays[name] == (0.1 if p.ndim > 1 else 0)
-    plain = build_optimizer(net, recipe('weight_decay=0.1')).param_groups
+    plain = build_optimizer(model, recipe('weight_decay=0.1')).param_groups
     assert [(g['lr_scale'], g['weight_decay']) for g in plain] == [(1, 0.1)]
 
 

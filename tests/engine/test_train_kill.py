@@ -127,7 +127,7 @@ def test_a_signal_after_the_last_step_of_an_epoch_is_heard_before_the_evaluation
 
 
 def test_two_processes_see_the_batches_of_one(server, tmp_path):
-    """9 samples in fours: the last step has one, for which one process has a stand-in alone."""
+    """9 samples in fours: the last step has one, for which one process has padding samples alone."""
     settings = ('freeze_bn=all', 'accumulate=2', 'epochs=3', 'log_every=1', 'clip_grad=0.5')
     for world in (1, 2):
         out = tmp_path / str(world)
@@ -142,7 +142,7 @@ def test_two_processes_see_the_batches_of_one(server, tmp_path):
             assert a.get(name) == b.get(name)
     seen = [json.loads((tmp_path / f's2.{rank}').read_text()) for rank in range(2)]
     (whole,) = (json.loads((tmp_path / f's1.{rank}').read_text()) for rank in range(1))
-    assert sorted(seen[0] + seen[1]) == sorted([*whole, *whole[8::9]])  # the stand-ins
+    assert sorted(seen[0] + seen[1]) == sorted([*whole, *whole[8::9]])  # the padding samples
 
 
 def test_what_stops_one_process_stops_both_with_a_line(server, tmp_path):

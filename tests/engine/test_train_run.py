@@ -154,8 +154,8 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
     refused('other data (training videos differ)', make(out=out, data=Clips(6), val=Clips(6)).fit)
     refused('other data (validation videos differ)', make(out=out, val=Clips(8)).fit)
     for names, what in (('abx', 'label names'), ('abcd', 'label names, number of classes')):
-        net = build_model(recipe(), list(names), len(names))
-        trainer = Trainer(net, recipe(), Clips(), Clips(6), out)
+        model = build_model(recipe(), list(names), len(names))
+        trainer = Trainer(model, recipe(), Clips(), Clips(6), out)
         refused(f'other data ({what} differ): name another folder', trainer.fit)
     assert (times(out), rows(out)) == before
 
@@ -168,10 +168,10 @@ def test_other_files_beside_the_nets_stay(tmp_path, monkeypatch):
         trainer.fit()
     (out / 'last' / 'notes.txt').write_text('mine')
     (out / 'last' / 'more').mkdir()
-    (out / 'last' / 'more' / 'net.onnx').write_text('mine too')
+    (out / 'last' / 'more' / 'model.onnx').write_text('mine too')
     make(out=out, val=Clips(4)).fit()
     assert (out / 'last' / 'notes.txt').read_text() == 'mine'
-    assert (out / 'last' / 'more' / 'net.onnx').read_text() == 'mine too'
+    assert (out / 'last' / 'more' / 'model.onnx').read_text() == 'mine too'
 
 
 def test_optimizers_that_cannot_be_used():
@@ -182,11 +182,11 @@ def test_optimizers_that_cannot_be_used():
 def test_synchronised_norms_keep_what_follows_them():
     settings = ('model=tsm_resnet50_f8', 'model_options={backbone: regnety_002}')
     plain = build_model(recipe(*settings), list('abc'), 3).eval()
-    net = build_model(recipe(*settings, 'sync_bn=true'), list('abc'), 3).eval()
-    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in net.modules())
+    model = build_model(recipe(*settings, 'sync_bn=true'), list('abc'), 3).eval()
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
     x = torch.randn(1, 3, 2, 32, 32)
     with torch.no_grad():
-        assert torch.equal(net(x), plain(x))
+        assert torch.equal(model(x), plain(x))
 
 
 @pytest.mark.parametrize('name', ['lamb', 'adafactorbv'])
@@ -283,18 +283,18 @@ IMAGE = ('model=blresnet50', 'model_options={width: 8, layers: [2, 2, 2, 1], dro
 
 
 def zoo_folder(path, *settings, names='abc'):
-    net = lively(build_model(recipe(*settings), list(names), len(names)))
+    model = lively(build_model(recipe(*settings), list(names), len(names)))
     with torch.no_grad():
-        for p in net.parameters():
+        for p in model.parameters():
             p.add_(0.01)
-    return net, bvtam.save_pretrained(net, path)
+    return model, bvtam.save_pretrained(model, path)
 
 
 def test_image_weights_are_inflated(tmp_path, caplog):
     given, folder = zoo_folder(tmp_path / 'image', *IMAGE, names='abcd')
-    net = build_model(recipe(f'init={folder}'), list('abc'), 3)
+    model = build_model(recipe(f'init={folder}'), list('abc'), 3)
     plain = build_model(recipe(), list('abc'), 3)
-    source, start, found = given.state_dict(), plain.state_dict(), net.state_dict()
+    source, start, found = given.state_dict(), plain.state_dict(), model.state_dict()
     fresh = [name for name in found if name.startswith('fc.') or '.temporal.' in name]
     for name, value in found.items():
         want = start[name] if name in fresh else source[name]
@@ -331,16 +331,16 @@ def test_weights_of_another_net_are_refused(tmp_path, options):
 
 def test_a_second_stage_starts_from_a_run(finished):
     _, out, _, _ = finished
-    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=3, width=8, layers=(2, 2, 2, 1))
-    net.label_names = list('abc')
-    initialise(net, out)
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3, width=8, layers=(2, 2, 2, 1))
+    model.label_names = list('abc')
+    initialise(model, out)
     best = bvtam.create_model(f'local-dir:{out / "best"}', pretrained=True).state_dict()
-    assert all(torch.equal(value, best[name]) for name, value in net.state_dict().items())
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
 
 
 def test_finetuning_goes_on_with_the_colours_that_the_weights_have_seen(tmp_path):
-    _, folder = zoo_folder(tmp_path / 'net', 'clip.colors=jpeg')
-    net = build_model(recipe(f'init={folder}'), list('abc'), 3)
-    assert net.clip_config.colors == 'jpeg'
-    net = build_model(recipe(f'init={folder}', 'clip.colors=tagged'), list('abc'), 3)
-    assert net.clip_config.colors == 'tagged'
+    _, folder = zoo_folder(tmp_path / 'model', 'clip.colors=jpeg')
+    model = build_model(recipe(f'init={folder}'), list('abc'), 3)
+    assert model.clip_config.colors == 'jpeg'
+    model = build_model(recipe(f'init={folder}', 'clip.colors=tagged'), list('abc'), 3)
+    assert model.clip_config.colors == 'tagged'

@@ -1,4 +1,4 @@
-"""Small data sets, nets and runs for the tests of the trainer."""
+"""Small data sets, models and runs for the tests of the trainer."""
 
 from __future__ import annotations
 
@@ -80,26 +80,26 @@ def recipe(*settings):
 
 
 def make(*settings, out=None, data=None, val=None, **options):
-    """A trainer of the tiny net on random clips."""
+    """A trainer of the tiny model on random clips."""
     data = Clips() if data is None else data
     chosen = recipe(*settings)
-    net = lively(build_model(chosen, list('abc'), 3))
-    return Trainer(net, chosen, data, val, out, **options)
+    model = lively(build_model(chosen, list('abc'), 3))
+    return Trainer(model, chosen, data, val, out, **options)
 
 
-def lively(net):
+def lively(model):
     """As after some training: every branch counts, and norms fit what they see."""
     generator = torch.Generator().manual_seed(0)
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.weight.data = torch.rand(len(norm.weight), generator=generator) / 2 + 0.25
         norm.momentum = 1.0
-    shape = (8, 3, 32, 32) if net.input_kind == 'image' else (8, 3, 4, 32, 32)
+    shape = (8, 3, 32, 32) if model.input_kind == 'image' else (8, 3, 4, 32, 32)
     with torch.no_grad():
-        net.train()(torch.randn(shape, generator=generator))
+        model.train()(torch.randn(shape, generator=generator))
     for norm in norms:
         norm.momentum = 0.1
-    return net
+    return model
 
 
 def rows(out):
