@@ -41,7 +41,7 @@ __all__ = [
 
 log = logging.getLogger('bvtam')
 
-_MOST_IN_A_ROW = 10  # videos that fail before no other is tried
+_MOST_IN_A_ROW = 10  # videos that may fail, one after the other, before no other is tried
 
 
 class SampleError(BvtamError):
@@ -205,7 +205,7 @@ class VideoDataset(Dataset):
 
 
 def failure(video: str, error: Exception, on_error: str, before: int) -> tuple[str, str]:
-    """What goes into `failed` for one more video, after `before` others in a row.
+    """The entry in `failed` for one more video, after `before` others in a row.
 
     Raises:
         SampleError: the policy is to raise, too many have failed, or it is no fault of the video.
@@ -235,7 +235,7 @@ class _ImageReader(ClipReader):
         return FrameArray(read_image(Path(path))[None], name=path)
 
 
-class _Sent(Tensor):
+class _SentByPipe(Tensor):
     """A tensor that leaves a worker process by way of its pipe, and is a plain one at the other end.
 
     Torch sends tensors through shared memory, of which containers may have next to none.
@@ -245,8 +245,8 @@ class _Sent(Tensor):
         return torch.from_numpy, (self.as_subclass(Tensor).numpy(),)
 
 
-def _sent(tensor: Tensor) -> Tensor:
-    return tensor if get_worker_info() is None else tensor.as_subclass(_Sent)
+def _by_pipe(tensor: Tensor) -> Tensor:
+    return tensor if get_worker_info() is None else tensor.as_subclass(_SentByPipe)
 
 
 def _stack(clips: list[Tensor]) -> Tensor:
@@ -257,7 +257,7 @@ def _stack(clips: list[Tensor]) -> Tensor:
         if get_worker_info() is None or machine_error(error) is None:
             raise
         log.debug('%s', error)
-        return _sent(torch.stack(clips))
+        return _by_pipe(torch.stack(clips))
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -270,8 +270,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     kept = [sample for sample in samples if sample['clip'] is not None]
     return {
         'clip': _stack([sample['clip'] for sample in kept]) if kept else None,
-        'label': _sent(torch.tensor([sample['label'] for sample in kept], dtype=torch.int64)),
-        'index': _sent(torch.tensor([sample['index'] for sample in kept], dtype=torch.int64)),
+        'label': _by_pipe(torch.tensor([sample['label'] for sample in kept], dtype=torch.int64)),
+        'index': _by_pipe(torch.tensor([sample['index'] for sample in kept], dtype=torch.int64)),
         'video': [sample['video'] for sample in kept],
         'failed': [failure for sample in samples for failure in sample['failed']],
     }

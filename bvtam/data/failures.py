@@ -1,6 +1,6 @@
-"""One policy for videos that cannot be read: stop, skip or substitute; counted and listed.
+"""Videos that cannot be read: the policy (stop, skip or substitute), the count and the list of them.
 
-What this machine lacks is no failure of a video: a `MachineError` stops every run, under any policy.
+Memory, disk or descriptors that run out are no failure of a video: a `MachineError` stops every run.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _TORCH = {
 
 
 def machine_error(error: BaseException, name: str = '') -> MachineError | None:
-    """What this machine lacked where that is the cause of `error`, while it was at `name`."""
+    """`error` as a `MachineError` that names the video, where the machine ran out of something."""
     if isinstance(error, MachineError):
         return error
-    number = _lack(error)
+    number = _errno_of(error)
     if number is None:
         return error.__cause__ and machine_error(error.__cause__, name)
-    return MachineError(f'{name}: {_told(number)}' if name else _told(number))
+    return MachineError(f'{name}: {_advice(number)}' if name else _advice(number))
 
 
-def _lack(error: BaseException) -> int | None:
-    """One of the numbers that `_told` knows."""
+def _errno_of(error: BaseException) -> int | None:
+    """The number of the error where `_advice` has it, else None."""
     number = getattr(error, 'errno', None)
     if isinstance(error, MemoryError):  # FFmpeg's has a number, and comes of damaged files too
         return errno.ENOMEM if number is None or memory_is_short() else None
@@ -62,7 +62,7 @@ def _lack(error: BaseException) -> int | None:
     return None
 
 
-def _told(number: int) -> str:
+def _advice(number: int) -> str:
     if number == errno.ENOMEM:
         return 'out of memory; lower workers or batch_size, or give this process more'
     if number == errno.EMFILE:
@@ -103,8 +103,8 @@ PRELOAD = ['bvtam.data.prepare.run', 'bvtam.engine.distributed']
 def starting_processes(workers: int = 0) -> Iterator[None]:
     """Raises a `MachineError` where there is no room for the locks that processes share.
 
-    It tries so many as a `DataLoader` of `workers` takes, which leaves a traceback where it has none.
-    A fork server is told what to import once for all.
+    It makes as many as a `DataLoader` of `workers` takes, since that fails with a traceback. A fork
+    server is told what to import once for all processes.
     """
     if workers and multiprocessing.get_start_method() == 'forkserver':
         multiprocessing.set_forkserver_preload(PRELOAD)
@@ -118,7 +118,7 @@ def starting_processes(workers: int = 0) -> Iterator[None]:
 
 
 def memory_is_short() -> bool:
-    """Whether memory is out, and not just a library refused what a damaged file asks for."""
+    """Whether memory is out; else a library has refused what a damaged file asks for."""
     try:
         np.empty(_MEMORY_LEFT, np.uint8)
     except MemoryError:
@@ -128,7 +128,7 @@ def memory_is_short() -> bool:
 
 @contextmanager
 def machine_errors(name: str) -> Iterator[None]:
-    """Raises what the machine lacks as a `MachineError` that says so, and names what it was at."""
+    """Raises errors of a machine that runs out of something as a `MachineError` that names the video."""
     try:
         yield
     except Exception as error:

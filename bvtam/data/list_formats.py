@@ -61,7 +61,7 @@ _COLUMNS = {
 
 
 class Row(NamedTuple):
-    """What a line says about a video, or a part of one.
+    """One line of a list: a video, or a part of one, and what is said about it.
 
     Attributes:
         where: file and line, for messages.
@@ -139,8 +139,8 @@ class ListFile:
 
     @cached_property
     def _columns(self) -> tuple[str | None, int]:
-        """What parts the columns of a file without a header, None for spaces, and how many there are
-        at most: names may have spaces."""
+        """The separator of a file without a header, None for spaces, and then the most columns that there
+        are: names may have spaces."""
         text = self.lines[0][1]
         words = text.split()
         numbers = next((i for i, w in enumerate(words[::-1]) if not is_number(w)), len(words))
@@ -153,12 +153,12 @@ class ListFile:
 
     @property
     def separator(self) -> str | None:
-        """Of a file without a header: ';' or ',', None for spaces."""
+        """';' or ',' of a file without a header, None for spaces."""
         return self._columns[0]
 
     @cached_property
     def numbers(self) -> int:
-        """Of a file without a header: how many numbers the first line has between video and label."""
+        """How many numbers the first line of a file without a header has between video and label."""
         _, *between = self._split(*self.lines[0])
         counted = len(between) in (2, 3) and all(map(is_number, between[:-1]))
         return len(between) - 1 if counted and self.separator != ',' else 0

@@ -89,7 +89,7 @@ def load_records(
         records = [record for part in parts.values() for record in part]
     elif set(parts) == {''}:
         base = data if data.is_dir() else root if root is not None else data.parent
-        records = _drawn(parts[''], split, names, val_share, seed, Path(base), data)
+        records = _draw_split(parts[''], split, names, val_share, seed, Path(base), data)
         if not records and val_share in (0, 1):
             return [], names
     else:
@@ -230,7 +230,7 @@ def _class_folders(
 
 
 def _other_parts(named: Iterable[str], split: str) -> str:
-    """What to do with a data set that lacks a part."""
+    """Advice for a data set that lacks a part."""
     if {*named} == {'train', 'test'} and split == 'val':
         return '; rename test to val, or hold some of train out: give the part train alone as the data set'
     if {*named} == {'train'}:
@@ -250,7 +250,7 @@ def _holds(folder: Path, suffixes: tuple[str, ...]) -> bool:
     return any(name.lower().endswith(suffixes) and name[0] != '.' for name in names)
 
 
-def _drawn(
+def _draw_split(
     records: Sequence[Record],
     split: str,
     names: Sequence[str] | None,
@@ -271,7 +271,7 @@ def _drawn(
     def draw(source: str) -> bytes:
         return blake2b(f'{seed},{source.removeprefix(prefix)}'.encode()).digest()
 
-    held, prefix = set(), os.path.join(base, '')
+    in_val, prefix = set(), os.path.join(base, '')
     for label, sources in classes.items():
         if len(sources) < 2:
             if label < 0:
@@ -282,5 +282,5 @@ def _drawn(
                 'another, or name the two sets by themselves'
             )
         count = min(max(1, round(val_share * len(sources))), len(sources) - 1)
-        held |= {(label, source) for source in sorted(sources, key=draw)[:count]}
-    return [r for r in records if ((r.label, r.source) in held) == (split == 'val')]
+        in_val |= {(label, source) for source in sorted(sources, key=draw)[:count]}
+    return [r for r in records if ((r.label, r.source) in in_val) == (split == 'val')]

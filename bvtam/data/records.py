@@ -125,11 +125,11 @@ def unreadable(error: OSError) -> BvtamError:
 
 
 def paths_and_sizes(sources: Sequence[str]) -> list[tuple[str, int]]:
-    """What each source is, wherever its data set lies and however that is spelled.
+    """Path and size of each source, by which it is known wherever its data set lies.
 
     Returns:
-        Its path in the folder that all of them have in common, and its size in bytes (of a folder of
-        frames, that of its first file; -1 of a URL as it stands, and of what is not there).
+        Its path in the folder that all of them have in common, a URL as it stands; and its size in
+        bytes: of a folder of frames, that of its first file; -1 of a URL and of what is not there.
     """
     paths = {s: os.path.abspath(s) for s in sources if s != '-' and not is_url(s)}
     folders = {os.path.dirname(path) for path in paths.values()}

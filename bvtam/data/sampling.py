@@ -1,4 +1,4 @@
-"""Which frames of a video make its clips, in testing and in training."""
+"""The frames of a video that are picked for its clips, in testing and in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the frames of a video to the input of a net, as for a test and at random for training."""
+"""From the frames of a video to the input of a model: test views, and random crops for training."""
 
 from __future__ import annotations
 
@@ -334,12 +334,12 @@ def _in_channels(pixels: Tensor, clip: ClipConfig, dim: int) -> Tensor:
 
 
 def check_channels(name: str, clip: ClipConfig, model: nn.Module | None = None) -> None:
-    """That frames of videos can be the input of a net.
+    """Raises a `BvtamError` where frames of videos cannot be the input of a model.
 
     Args:
-        name: of the net, for messages.
+        name: of the model, for messages.
         clip: how its clips are made.
-        model: the net.
+        model: the model.
 
     Raises:
         BvtamError: it takes neither three channels nor one, or its clips are made for another number.

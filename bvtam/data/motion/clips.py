@@ -7,7 +7,7 @@ other in two shots of independent scenes (family 'order').
 **What the classes are bounded by.** A frame is a pure function of its scene and of its number within
 the shot, and a class only decides in which order frames are played:
 
-- The reverse of a motion plays the frames of a shot from the last to the first. A net that classifies
+- The reverse of a motion plays the frames of a shot from the last to the first. A model that classifies
   frames one by one and averages, as TSN does, sees the same set in both cases: it gives both clips
   the same scores, and is right for one of the two at most.
 - The classes 'a_then_b' and 'b_then_a' play the same two shots, and swap them. The cut lies between
@@ -19,7 +19,7 @@ Motion, speed and phase run over the frames of a shot, whatever its place. Every
 noise, distractors) is as likely forwards as backwards and independent of the class, so that no drift
 gives the direction away. `MotionClips.bound` gives the highest accuracy that is left.
 
-The bounds hold for nets that see every frame, or frames chosen symmetrically about the middle of the
+The bounds hold for models that see every frame, or frames chosen symmetrically about the middle of the
 clip. A clip sampled from a longer one of V frames needs V / T odd for the first, and `cut_unit` a
 multiple of 2V / T for the second.
 """
@@ -176,7 +176,7 @@ class MotionClips(Dataset):
         return len(self.label_names)
 
     def bound(self, view: str) -> float:
-        """Highest expected accuracy, on [0, 1] and with equally many clips of every class, of a net
+        """The highest expected accuracy, on [0, 1] and with equally many clips of every class, of a model
         that averages scores over parts seen one by one: `view` is 'frame' or 'pair'."""
         if view not in ('frame', 'pair'):
             raise BvtamError(f'view must be frame or pair, not {view!r}')
@@ -250,7 +250,7 @@ class MotionClips(Dataset):
         return shots, Frames(row[clip, shot].flatten(), number.flatten(), phase.flatten())
 
     def settings(self) -> dict[str, Any]:
-        """What the clips depend on, as plain values."""
+        """All that the clips depend on, as plain values."""
         names = ('num_frames', 'size', 'family', 'seed', 'split', 'label_names')
         names += ('textures', 'shapes', 'encode', 'cut_unit')
         return {name: getattr(self, name) for name in names}
@@ -290,7 +290,7 @@ class TwoLengths(Dataset):
     """Motion clips of which every other batch, at random, has half as many frames.
 
     Weights trained on them serve both lengths: a motion takes twice as many frames of the longer one,
-    and a net that has seen one speed alone does not know the other.
+    and a model that has seen one speed alone does not know the other.
 
     Args:
         clips: of the longer length, a multiple of 4 frames.

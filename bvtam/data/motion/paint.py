@@ -1,4 +1,4 @@
-"""What procedural clips are painted with: random values by hash, textures, shapes.
+"""The paint of procedural clips: random values by hash, textures, shapes.
 
 Values that reach pixels come from operations that IEEE 754 fixes to the last bit, or are computed in
 float64 and rounded to float32, so that a picture has the same bytes in every batch.

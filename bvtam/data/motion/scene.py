@@ -230,7 +230,7 @@ def _camera(keys: Tensor, pairs: Tensor, frames: Frames) -> tuple[Tensor, Tensor
 def _objects(
     keys: Tensor, pairs: Tensor, phase: Tensor, sprite: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every slot: its place, complex128 (F, slots); the factor from the scene to its sprite,
+    """The place of every slot, complex128 (F, slots); the factor from the scene to its sprite,
     likewise; and the coefficients of its mask, float64 (F, slots, 3)."""
     slot, phase = torch.arange(_SLOTS), phase[:, None]
     draw, shared = Draws(child(keys[:, None], 8, slot), 40), Draws(child(keys[:, None], 9), 3)

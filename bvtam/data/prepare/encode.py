@@ -35,7 +35,7 @@ _HUNG = 60  # time limits without a chunk of frames: the decoder never returns
 
 @dataclass
 class Encoding:
-    """How videos come out, see `prepare`.
+    """The settings of prepared videos, see `prepare`.
 
     Attributes:
         codec: 'libx264', or 'mpeg4' where this FFmpeg lacks it; 'jpeg' of frames.
@@ -77,8 +77,8 @@ class Encoding:
 
     @property
     def coding(self) -> Coding:
-        """Of a video: it can be entered at every `gop`-th frame, and no frame depends on a later one,
-        so that a reader decodes at most `gop` of them to reach any."""
+        """For `write_video`. Decoding can start at every `gop`-th frame, and no frame depends on a later
+        one, so that a reader decodes at most `gop` of them to reach any."""
         options = {'g': str(self.gop), 'bf': '0'}
         if self.codec == 'libx264':
             options |= {'crf': str(self.quality), 'preset': 'fast'}

@@ -1,4 +1,4 @@
-"""Where everything goes in the folder that `prepare` makes, and the lists in it.
+"""The folder that `prepare` makes: the names of its files, and its lists.
 
     OUT/prepare.json      every setting that decides what the files hold
     OUT/<as in SRC>       `name.mp4`, or folders `name/00001.jpg ...`
@@ -44,7 +44,7 @@ def base_folder(src: Path, root: str | os.PathLike[str] | None, sources: Iterabl
 
 
 def targets_of(parts: Sequence[Record], base: Path, format: str) -> dict[Record, Path]:
-    """Where each part of a source goes, relative to `out`.
+    """The path of each part of a source in the output, relative to `out`.
 
     Sources that differ in nothing but the ending of their names keep it: `a.avi.mp4`, `a.mov.mp4`.
     """
@@ -76,7 +76,7 @@ def _taken(names: Sequence[Path]) -> Counter[Path]:
 
 
 def _tail(part: Record, ranges: int) -> str:
-    """What tells the parts of a source from each other; seconds as in the names of Kinetics."""
+    """End of the name, to tell the parts of a source apart; seconds as in the names of Kinetics."""
     if part.start is not None or part.end is not None:
         start, end = part.start or 0.0, part.end
         stamps = (

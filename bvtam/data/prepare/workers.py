@@ -1,4 +1,4 @@
-"""Work in processes of their own, which may crash, hang or be killed without taking the run along."""
+"""Worker processes that may crash, hang or be killed without ending the run."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def outcomes(
 
 
 def watch(seconds: float) -> None:
-    """Lets the process of an item die unless this is called again, or the item done, so soon.
+    """Ends this worker process after so many seconds, unless this is called again or the item is done.
 
-    It helps where nothing else does, in a library that never returns. Elsewhere nothing happens.
+    It is for a library that never returns. In a process that is no worker nothing happens.
     """
-    if _nowhere is not None:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=_nowhere)
+    if _dev_null is not None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_dev_null)
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         lifeline.close()
 
 
-_nowhere: Any = None  # a file, in the processes of a pool
+_dev_null: Any = None  # a file, in the processes of a pool
 
 
 def _call(work: Callable[[Item], Any], item: Item) -> Any:
@@ -119,8 +119,8 @@ def _call(work: Callable[[Item], Any], item: Item) -> Any:
 
 
 def _start(lifeline: Connection) -> None:
-    global _nowhere
-    _nowhere = open(os.devnull, 'w')  # noqa: SIM115 - as long as the process lives
+    global _dev_null
+    _dev_null = open(os.devnull, 'w')  # noqa: SIM115 - as long as the process lives
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends this process
     torch.set_num_threads(1)
 

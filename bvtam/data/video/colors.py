@@ -30,7 +30,7 @@ _FULL_RANGE = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np
 
 
 class Tags(NamedTuple):
-    """What a video says about its colours.
+    """The colour tags of a video.
 
     Attributes:
         matrix, primaries, transfer: of H.273; `matrix` one that can be written.

@@ -30,7 +30,7 @@ from .container import Opened, damaged, open_stream
 from .decoder import Decoder, Mismatch
 from .frame_table import Clock, FrameTable, counted_table, scan
 from .joins import Damage, JoinFinder, Tail, check
-from .memory import DECODING, MAX_PIXELS, OPENING, frame_bytes, give_back
+from .memory import DECODING, MAX_PIXELS, OPENING_BYTES, frame_bytes, release_memory
 from .pipes import Pipe, copy_pipe, remove_copy
 from .reader import Reader, Result, VideoError, closed_at_exit
 from .truncation import cut_short
@@ -125,7 +125,7 @@ class VideoFile(Reader):
 
     @property
     def tags(self) -> Tags:
-        """Of its first frame."""
+        """The colour tags of its first frame."""
         with self._opened() as (container, stream):
             return tags_of(Decoder(container, stream).frame(0))
 
@@ -161,7 +161,7 @@ class VideoFile(Reader):
     def _frames(self) -> FrameTable:
         table = self._table
         if table is None:
-            held = nullcontext() if self._is_url else DECODING.hold(OPENING)
+            held = nullcontext() if self._is_url else DECODING.hold(OPENING_BYTES)
             with held, self._opened() as (container, stream):
                 self.frame_pixels = stream.codec_context.width * stream.codec_context.height
                 path = '' if self._is_url else self._local_path()
@@ -171,7 +171,7 @@ class VideoFile(Reader):
             if doubtful:
                 with DECODING.hold(frame_bytes(self.frame_pixels)):
                     self._check_tails(doubtful)
-            give_back(frame_bytes(self.frame_pixels))
+            release_memory(frame_bytes(self.frame_pixels))
             self._table = table = table or self._count()
         return table
 

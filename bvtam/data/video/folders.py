@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import BvtamError
 from .images import IMAGE_SUFFIXES, ImageFrames, open_image, read_image
-from .memory import frame_bytes, give_back
+from .memory import frame_bytes, release_memory
 from .reader import VideoError
 
 log = logging.getLogger('bvtam')
@@ -110,7 +110,7 @@ class FrameFolder(ImageFrames):
         return [numbered[number] for number in range(first, last + 1)]
 
     def _numbered(self, name: str) -> re.Match[str] | None:
-        """What stands before the number of a frame, the number, and what stands after it."""
+        """The groups of a frame's name: the text before its number, the number, and the text after it."""
         parts = _around_number(self.template or '')
         if len(parts) == 2:
             start, end = map(re.escape, parts)
@@ -136,12 +136,12 @@ class FrameFolder(ImageFrames):
 
     def _image(self, index: int) -> Tensor:
         picture = read_image(self.path / self.files[index])
-        give_back(frame_bytes(picture[0].numel()))
+        release_memory(frame_bytes(picture[0].numel()))
         return picture
 
 
 def _around_number(template: str) -> list[str]:
-    """What stands before and after the number in a template; of another length if it has not one."""
+    """The texts before and after the number in a template; of another length if it has not one number."""
     return re.split(r'\{\w*(?::0?\d*d?)?\}|%0?\d*d', template)
 
 
@@ -173,6 +173,6 @@ def check_frames(frames: str, fps: float | None, sources: Iterable[str]) -> None
 
 
 def of_folder(source: object, frames: str, fps: float | None) -> dict[str, Any]:
-    """What `open_video` is told of a source, where that is a folder of images and may be another."""
+    """The options of `open_video` for a source: these where it is a folder of images, else none."""
     is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
     return {'frames': frames, 'fps': fps} if is_folder else {}

@@ -1,4 +1,4 @@
-"""Whether packets of H.264 hold a field each, half of an interlaced frame (ITU-T H.264, 7.3)."""
+"""Finds packets of H.264 that hold one field, half of an interlaced frame (ITU-T H.264, 7.3)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from .reader import Reader, VideoError
 
 
 def source_name(source: Any) -> str:
-    """What a video is called in results: its path or address as given, where it has one."""
+    """The name of a video in results: its path or address as given, where it has one."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -42,7 +42,7 @@ def is_file(source: Any) -> bool:
 
 
 def is_one(source: Any) -> bool:
-    """Whether it is a video by itself where several may be given."""
+    """Whether this is one video, where several may be given."""
     return isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or is_file(source)
 
 

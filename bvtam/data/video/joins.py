@@ -1,4 +1,4 @@
-"""Where transport streams were joined end to end, and whether the last pictures of each are whole."""
+"""Transport streams that were joined end to end: where, and whether the last pictures of each are whole."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tail(NamedTuple):
         return self.codec in _SILENT and self._decoded([*sound, last + _FILLING]) != whole
 
     def _decoded(self, packets: list[bytes]) -> tuple[int, list[int]]:
-        """How many pictures are broken or missing; and a hash of each."""
+        """The number of broken or missing pictures; and a hash of each picture."""
         decoder = av.CodecContext.create(self.codec, 'r')
         decoder.extradata, decoder.thread_count = self.extradata, 1
         decoder.options = {'max_pixels': str(MAX_PIXELS)}
@@ -62,7 +62,7 @@ def check(tails: list[Tail]) -> None:
 
 
 class JoinFinder:
-    """Tells marked packets that are followed by a file that was added from what was lost.
+    """Tells packets that are marked because another file was added there from packets that were lost.
 
     FFmpeg marks the packet at which counters break, or the one before. A loss takes neither the
     clock back nor ends at a keyframe; a join does both, or leaves no time out.

@@ -1,4 +1,4 @@
-"""How much memory decoding may take."""
+"""Limits to the memory that decoding takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _BYTES_AHEAD = 512 << 20  # of batches
 
 
 class Budget:
-    """Bytes that the threads of this process may hold; who asks for more than all has it alone."""
+    """Bytes that the threads of this process may hold together; one that needs more than all of them gets
+    them alone."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -43,18 +44,18 @@ class Budget:
             self._left -= size
             self._holders.add(thread)
         try:
-            give_back(size)  # of others
+            release_memory(size)  # of others
             yield
         finally:
-            give_back(size)
+            release_memory(size)
             with self._freed:
                 self._left += size
                 self._holders.remove(thread)
                 self._freed.notify_all()
 
 
-def give_back(size: int) -> None:
-    """Lets glibc return what is free, after so many bytes: of 8K frames it keeps some a thread."""
+def release_memory(size: int) -> None:
+    """Makes glibc return free memory after so many bytes were used: it keeps some frames a thread."""
     if size < _LARGE:
         return
     try:
@@ -84,7 +85,7 @@ if hasattr(os, 'register_at_fork'):  # the threads that held some are not in the
     os.register_at_fork(after_in_child=DECODING.reset)
 
 
-OPENING = 64 << 20  # about what the first look at a video takes, of which no size is known
+OPENING_BYTES = 64 << 20  # about what the first look at a video takes, of which no size is known
 
 
 def frame_bytes(pixels: int) -> int:

@@ -1,4 +1,4 @@
-"""MPEG transport streams (ISO/IEC 13818-1), by their bytes: what FFmpeg does not tell of them.
+"""MPEG transport streams (ISO/IEC 13818-1), read byte by byte: FFmpeg does not tell where one is cut.
 
 A packet of a stream ('PES') begins in a transport packet of its own, so the last one of each is
 filled up with stuffing, but for one in 184. Where there is none the stream may go on.
@@ -39,7 +39,7 @@ class _Packet(NamedTuple):
 
 
 def _packets(data: bytes, step: int) -> Iterator[_Packet | None]:
-    """Of each `step` bytes of `data`; None where there is no packet."""
+    """The packets in `data`, one in each `step` bytes; None where there is none."""
     for place in range(0, len(data) - 187, step):
         block = data[place : place + 188]
         pid = int.from_bytes(block[1:3]) & 0x1FFF
@@ -140,7 +140,8 @@ def ends_whole(file: BinaryIO, size: int, pid: int) -> bool:
 
 
 def _is_whole(packets: list[_Packet]) -> bool:
-    """Of the last packet of a stream; FFmpeg marks those that are shorter than they say."""
+    """Whether the last packet of a stream is known to be whole; FFmpeg marks those that are shorter
+    than they say."""
     first = max((i for i, p in enumerate(packets) if p.starts), default=0)
     return packets[-1].padded or bool(packets[first].promised)
 

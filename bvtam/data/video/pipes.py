@@ -1,4 +1,4 @@
-"""Sources that can be read only once: a pipe as it comes, and temporary copies."""
+"""Sources that can be read only once: live pipes, and temporary copies of pipes and open files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST = 4 << 30  # bytes of a copy, in a folder that may lie in memory
 
 
 class Pipe:
-    """A pipe as a file that FFmpeg reads while it comes.
+    """A pipe as a file object, which FFmpeg reads while it is written.
 
     Raises:
         VideoError: from `read`, when it gives nothing for `time_limit` seconds.

@@ -1,4 +1,4 @@
-"""What differs between releases of PyAV, known in this place alone."""
+"""Differences between releases of PyAV, known in this place alone."""
 
 from __future__ import annotations
 

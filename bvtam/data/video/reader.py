@@ -1,4 +1,4 @@
-"""What all readers of videos have in common."""
+"""`Reader`: the frames of one video, by number or time; the base of all kinds of video."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _open: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def closed_at_exit(generate: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """Of a generator function: what is still open at the end of the program is closed before the
-    modules go that closing needs."""
+    """A decorator of generator functions: generators that are still open when the program ends are closed
+    while the modules that they need are there."""
 
     @wraps(generate)
     def run(*args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -75,7 +75,7 @@ class Reader:
 
     @property
     def tags(self) -> Tags:
-        """What a video says about its colours; of images, those that are written for them."""
+        """The colour tags of a video; of images, those that are written for them."""
         return UNTAGGED
 
     def with_colors(self, colors: str) -> Reader:

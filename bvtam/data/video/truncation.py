@@ -1,6 +1,6 @@
-"""Whether a file ends before its container says; FFmpeg takes what it finds for all there is.
+"""Finds files that end before their container says, which FFmpeg does not notice.
 
-Only what is cut for certain is refused. A size that is unknown, zero or makes no sense promises
+Only a file that is cut for certain is refused. A size that is unknown, zero or makes no sense promises
 nothing: recorders that were stopped, live streams and trailing bytes of other programs are sound.
 """
 

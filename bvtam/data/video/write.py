@@ -20,7 +20,7 @@ _LOOKAHEAD_BYTES = 512 << 20  # of frames that x264 looks at ahead
 
 @dataclass(frozen=True)
 class Coding:
-    """How frames are coded.
+    """Settings of an encoder.
 
     Attributes:
         codec: 'libx264' or 'mpeg4'.

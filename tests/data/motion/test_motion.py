@@ -145,7 +145,7 @@ def test_scene_is_the_same_at_any_length_and_size():
     assert (small - short).abs().mean() < far / 3
 
 
-# ---- The bounds, for nets
+# ---- The bounds, for models
 
 
 def test_pairs_seen_one_by_one_cannot_order_shots():

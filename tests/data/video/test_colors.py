@@ -190,7 +190,7 @@ def test_images_and_readers_of_them_are_as_they_are(tmp_path):
     assert np.array_equal(seen(video), seen(video, 'jpeg'))
 
 
-# ---- what a network sees ----
+# ---- what a model sees ----
 
 
 class Levels(nn.Module):
@@ -244,22 +244,22 @@ def red(tmp_path_factory):
 @pytest.mark.parametrize('colors', ('tagged', 'jpeg'))
 def test_everything_that_a_net_is_asked_sees_the_colours_of_its_config(tmp_path, red, colors):
     path, levels = red
-    net = Levels(colors).eval()
+    model = Levels(colors).eval()
     want = (torch.tensor(levels[colors]) / 100).softmax(0)
     with open(path, 'rb') as file:
         held = file.read()
-    # A reader is shared by nets of both kinds; each sees its own colours.
+    # A reader is shared by models of both kinds; each sees its own colours.
     for video in (path, held, open_video(path), open_video(path, colors='jpeg')):
-        torch.testing.assert_close(scores(predict(net, video)['top']), want, atol=0.01, rtol=0)
-    for window in windows(net, open_video(path), 0.1)['windows']:
+        torch.testing.assert_close(scores(predict(model, video)['top']), want, atol=0.01, rtol=0)
+    for window in windows(model, open_video(path), 0.1)['windows']:
         torch.testing.assert_close(scores(window['top']), want, atol=0.01, rtol=0)
-    found = evidence(net, open_video(path))
+    found = evidence(model, open_video(path))
     assert found['pictures'].float().mean((0, 2, 3)).tolist() == pytest.approx(
         levels[colors], abs=2
     )
-    (clip,) = calibration_clips(path, net.clip_config)
+    (clip,) = calibration_clips(path, model.clip_config)
     assert (100 * clip.mean((0, 2, 3, 4))).tolist() == pytest.approx(levels[colors], abs=2)
-    extract(net, path, tmp_path / 'features')
+    extract(model, path, tmp_path / 'features')
     (row,) = load_features(tmp_path / 'features').values()
     assert (100 * row.features[0]).tolist() == pytest.approx(levels[colors], abs=2)
 
@@ -279,15 +279,15 @@ def test_data_sets_give_the_colours_of_the_config(red, colors):
 def test_a_stream_has_the_colours_of_the_config(red, colors, monkeypatch):
     path, levels = red
     shown = []
-    net = bvtam.create_model('tsn_resnet50_f8', backbone='test_resnet', num_classes=3).eval()
-    net.clip_config = Levels(colors).clip_config
+    model = bvtam.create_model('tsn_resnet50_f8', backbone='test_resnet', num_classes=3).eval()
+    model.clip_config = Levels(colors).clip_config
     monkeypatch.setattr(
         'bvtam.inference.stream.to_crops',
         lambda frames, clip: (
             shown.append(frames) or torch.zeros(1, 3, 1, 16, 16, dtype=torch.uint8)
         ),
     )
-    next(predict_stream(net, path))
+    next(predict_stream(model, path))
     assert shown[0].float().mean((0, 2, 3)).tolist() == pytest.approx(levels[colors], abs=2)
 
 
@@ -326,16 +326,16 @@ def test_the_config_keeps_its_colours(tmp_path):
     older = {key: value for key, value in clip.to_dict().items() if key != 'colors'}
     assert ClipConfig.from_dict(older) == ClipConfig()
 
-    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
-    net.clip_config = replace(net.clip_config, colors='jpeg')
-    bvtam.save_pretrained(net, tmp_path / 'net')
-    exported = _config(net)
-    assert check_config(json.dumps(exported))['clip'] == net.clip_config
+    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
+    model.clip_config = replace(model.clip_config, colors='jpeg')
+    bvtam.save_pretrained(model, tmp_path / 'model')
+    exported = _config(model)
+    assert check_config(json.dumps(exported))['clip'] == model.clip_config
     del exported['clip']['colors']
     assert check_config(json.dumps(exported))['clip'].colors == 'tagged'
-    again = bvtam.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)
-    assert again.clip_config == net.clip_config
-    assert 'colors: jpeg' in (tmp_path / 'net' / 'README.md').read_text()
+    again = bvtam.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
+    assert again.clip_config == model.clip_config
+    assert 'colors: jpeg' in (tmp_path / 'model' / 'README.md').read_text()
 
 
 def test_weights_of_the_authors_see_jpeg_and_our_own_do_not():

@@ -34,14 +34,14 @@ def data():
 
 
 @pytest.fixture(scope='module')
-def net():
-    net = bvtam.create_model('bvtam_tiny_8x2').eval()
-    net.clip_config = bvtam.ClipConfig(num_frames=4, resize=32, crop_size=32)
-    return net
+def model():
+    model = bvtam.create_model('bvtam_tiny_8x2').eval()
+    model.clip_config = bvtam.ClipConfig(num_frames=4, resize=32, crop_size=32)
+    return model
 
 
-def test_bytes_and_files_are_the_video_that_they_hold(data, net):
-    whole, want = bvtam.open_video(SAMPLE), bvtam.predict(net, SAMPLE)
+def test_bytes_and_files_are_the_video_that_they_hold(data, model):
+    whole, want = bvtam.open_video(SAMPLE), bvtam.predict(model, SAMPLE)
     ahead = io.BytesIO(b'header' + data)
     ahead.seek(6)
     with open(SAMPLE, 'rb') as file:
@@ -56,7 +56,7 @@ def test_bytes_and_files_are_the_video_that_they_hold(data, net):
         ]
         names = ['bytes'] * 3 + ['file'] * 3 + [SAMPLE]
         for source, found, name in zip(
-            sources, bvtam.predict_many(net, sources), names, strict=True
+            sources, bvtam.predict_many(model, sources), names, strict=True
         ):
             assert found == want | {'video': name}, type(source)
         assert not file.closed and not ahead.closed
@@ -70,16 +70,16 @@ def test_bytes_and_files_are_the_video_that_they_hold(data, net):
     assert os.path.exists(copy)
     del reader, again
     assert not os.path.exists(copy)
-    (found,) = bvtam.predict_many(net, data)  # one video, not many numbers
+    (found,) = bvtam.predict_many(model, data)  # one video, not many numbers
     assert found['top'] == want['top']
 
 
-def test_images_are_frames(net):
+def test_images_are_frames(model):
     frames = np.random.default_rng(0).integers(0, 256, (6, 40, 48, 3), dtype=np.uint8)
     images = [Image.fromarray(frame) for frame in frames]
-    want = bvtam.predict(net, frames)
+    want = bvtam.predict(model, frames)
     for source in (images, tuple(images), list(frames), list(torch.tensor(frames))):
-        assert bvtam.predict(net, source) == want | {'video': 'images'}
+        assert bvtam.predict(model, source) == want | {'video': 'images'}
     turned = Image.fromarray(frames[0].swapaxes(0, 1))
     turned.getexif()[0x0112] = 5  # on its side, mirrored
     other = images[1].resize((24, 20)).convert('L')

@@ -63,9 +63,9 @@ def folder(path, count=4):
 
 def model():
     torch.manual_seed(0)
-    net = bvtam.create_model('bvtam_tiny_8x2', num_classes=3).eval()
-    net.clip_config = CLIP
-    return net
+    found = bvtam.create_model('bvtam_tiny_8x2', num_classes=3).eval()
+    found.clip_config = CLIP
+    return found
 
 
 # ---- frames one by one ----
