@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from support.models import Notes
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -44,7 +45,7 @@ class Probe(nn.Module):
         self.norm = nn.BatchNorm3d(3)
         self.clip_config, self.label_names, self.num_classes = clip, names, num_classes
         self.pretrained_cfg, self.input_kind = {'architecture': 'probe'}, 'clip'
-        self.modes, self.sizes = [], []
+        self.modes, self.sizes = Notes(), Notes()
 
     def forward(self, x):
         self.sizes.append(len(x))

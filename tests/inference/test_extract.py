@@ -20,6 +20,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from support.models import Notes
 from torch import nn
 
 import bvtam
@@ -76,7 +77,7 @@ class Small(nn.Module):
         self.weight = nn.Parameter(torch.randn(5, 3, 1, 4, 4, generator=generator) / 4)
         self.norm = nn.BatchNorm3d(3)
         self.clip_config = clip
-        self.batches = []
+        self.batches = Notes()
 
     def forward_features(self, x):
         self.batches.append((len(x), self.training, torch.is_grad_enabled(), x.dtype))

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from support.models import Notes
 from torch import nn
 
 from bvtam.clip import ClipConfig
@@ -36,7 +37,7 @@ class Probe(nn.Module):
         self.norm = nn.BatchNorm3d(3)
         self.clip_config, self.label_names, self.num_classes = clip, labels, 7
         self.pretrained_cfg = {'architecture': 'probe_8x2'}
-        self.modes, self.sizes = [], []
+        self.modes, self.sizes = Notes(), Notes()
 
     def forward(self, x):
         self.sizes.append(len(x))

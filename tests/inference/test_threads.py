@@ -80,10 +80,8 @@ class Parts(nn.Module):
         self.norm = nn.BatchNorm1d(3)
         self.drop = nn.Dropout(0.5)
         self.listed = [self.norm, {'drop': self.drop}]
-        self.closure = lambda x: self.norm(x)
         self.bound = self.inner
         self.part = partial(self.apply_to, self.norm)
-        self.weak = weakref.ref(self.norm)
         self.holder = Holder(self.norm)
         self.calls, self.clip_config = [], None
 
@@ -96,8 +94,8 @@ class Parts(nn.Module):
 
     def forward(self, x):
         self.calls.append(self.training)
-        x = self.listed[1]['drop'](self.listed[0](x)) + self.closure(x) + self.bound(x)
-        return x + self.part(x) + self.weak()(x) + self.holder.run(x)
+        x = self.listed[1]['drop'](self.listed[0](x)) + self.bound(x)
+        return x + self.part(x) + self.holder.run(x)
 
 
 class Holder:
@@ -116,15 +114,40 @@ def test_modules_are_in_eval_mode_however_they_are_reached():
     x, before = torch.randn(5, 3), state(net)
     with evaluating(net) as view:
         found = view(x)
-    assert same(state(net), before) and net.calls == [False]
+    assert same(state(net), before) and not net.calls
+    assert view.calls == [False]
     with torch.no_grad():
         assert torch.equal(found, net.eval()(x))
+
+
+def doubled(module, forward, x):
+    assert not (forward.__self__.training or module.training) or torch.is_grad_enabled()
+    return forward(x) * 2
+
+
+@pytest.mark.parametrize(
+    'leads',
+    [
+        lambda module: lambda x: module(x),
+        weakref.ref,
+        lambda module: lambda x, of=module.forward: of(x),
+    ],
+    ids=['closure', 'weak reference', 'default'],
+)
+def test_a_module_reached_where_no_copy_follows_is_told(leads):
+    net = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    net.other = leads(net[1])
+    with (
+        pytest.raises(bvtam.BvtamError, match=r"'other' refers .* call model\.eval\(\) first"),
+        evaluating(net),
+    ):
+        pass
 
 
 def test_a_view_shares_weights_and_hooks_and_keeps_nothing():
     net, seen = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)), []
     hook = net[0].register_forward_hook(lambda module, args, out: seen.append(module.training))
-    net.forward = lambda x, forward=net.forward: forward(x) * 2  # as accelerate does
+    net.forward = partial(doubled, net, net.forward)  # as accelerate does
     optimizer, x = torch.optim.SGD(net.parameters(), 0.1), torch.randn(4, 3)
     for _ in range(2):
         with evaluating(net) as view:

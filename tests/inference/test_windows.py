@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.models import Notes
 from torch import nn
 
 import bvtam
@@ -35,7 +36,7 @@ class Probe(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.weight = nn.Parameter(torch.randn(5, 3, 4, 16, 16, generator=generator) / 25)
-        self.clip_config, self.sizes = clip, []
+        self.clip_config, self.sizes = clip, Notes()
 
     def forward(self, x):
         self.sizes.append(len(x))

@@ -54,3 +54,10 @@ def classifier(name='bvtam_tiny_8x2', **options):
     net = random_net(name, **options).float()
     net.clip_config, net.label_names = CLIP, list('abcde')
     return net
+
+
+class Notes(list):
+    """What a model writes down while it runs, also where a copy of it runs."""
+
+    def __deepcopy__(self, memo):
+        return self
