@@ -126,7 +126,7 @@ def cli_reference():
     """Every command with its arguments and options."""
     parts = []
     for name, command, function in commands():
-        hints = get_type_hints(function)
+        hints = get_type_hints(function, include_extras=True)
         arguments = [p for p in command.params if not p.opts[0].startswith('-')]
         usage = ' '.join(argument_name(p) for p in arguments)
         parts += [f'## {name}', '', f'`bvtam {name} [OPTIONS] {usage}`'.replace(' `', '`'), '']
@@ -134,30 +134,39 @@ def cli_reference():
         parts += ['| argument or option | default | |', '|---|---|---|']
         for param in command.params:
             if param.name != 'help':
-                parts.append(option_row(param, hints.get(param.name)))
+                parts.append(option_row(param, hints[param.name]))
         parts.append('')
     return '\n'.join(parts).rstrip()
 
 
+VALUES = {int: 'N', float: 'X', str: 'TEXT', Path: 'PATH'}
+
+
 def argument_name(param):
-    name = param.metavar or param.name.upper()
+    name = (param.metavar or param.name.upper()) + ('...' if param.nargs == -1 else '')
     return name if param.required else f'[{name}]'
 
 
-def option_row(param, kind):
+def value_name(param, kind):
+    """What follows an option, '' for a switch."""
     if get_origin(kind) is Literal:
-        values = '`' + '`, `'.join(get_args(kind)) + '`'
+        return '|'.join(get_args(kind))
+    kinds = {kind, *get_args(kind)} & {*VALUES}
+    return param.metavar or (VALUES[kinds.pop()] if kinds else '')
+
+
+def option_row(param, hint):
+    """A parameter of a command from its annotation, `Annotated[type, typer.Option(...)]`."""
+    kind, *_ = get_args(hint)
+    if param.opts[0].startswith('-'):
+        name = f'{", ".join([*param.opts, *param.secondary_opts])} {value_name(param, kind)}'
     else:
-        values = f'`{param.metavar}`' if param.metavar else ''
-    is_option = param.opts[0].startswith('-')
-    names = [*param.opts, *param.secondary_opts] if is_option else [argument_name(param)]
+        name = argument_name(param)
     default = '' if param.default in (None, False, '', ()) else f'`{param.default}`'
-    if param.required:
-        default = 'required'
-    text = ' '.join((param.help or '').split())
-    if is_option and values:
-        text = f'{text} ({values})'
-    return f'| `{"`, `".join(names)}` | {cell(default)} | {cell(text)} |'
+    text = ' '.join((hint.__metadata__[0].help or '').split())
+    return (
+        f'| `{cell(name.strip())}` | {"required" if param.required else default} | {cell(text)} |'
+    )
 
 
 def recipe_list():
@@ -179,7 +188,7 @@ def settings_table():
     """Every setting of a recipe, from its dataclasses."""
     lines = ['| setting | default | |', '|---|---|---|']
     for name, default, text in settings():
-        value = json.dumps(default) if default != '' else "''"
+        value = default or "''" if isinstance(default, str) else json.dumps(default)
         lines.append(f'| `{name}` | `{value}` | {cell(text)} |')
     return '\n'.join(lines)
 

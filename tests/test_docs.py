@@ -208,7 +208,6 @@ def test_python_of_a_page_runs(page, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     'name', ['quickstart', 'guides/predict', 'guides/embeddings', 'guides/prepare', 'guides/export']
 )
