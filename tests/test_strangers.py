@@ -11,7 +11,8 @@ import bvtam
 from bvtam.data.motion.clips import MotionClips
 from bvtam.data.motion.files import write_videos
 from bvtam.data.prepare.run import prepare
-from bvtam.engine.recipe import Recipe, read_yaml
+from bvtam.engine.recipe import Recipe
+from bvtam.engine.settings import read_yaml
 from bvtam.errors import BvtamError, shown
 from bvtam.files import replaced
 from bvtam.hub.convert import convert

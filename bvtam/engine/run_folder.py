@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import filelock
 from ..errors import BvtamError
 from ..files import append_own, read_text, recover, refuse_links, write_file
 from ..optional import library
-from .recipe import Recipe, read_yaml
+from .recipe import Recipe, settings
+from .settings import read_yaml
 
 log = logging.getLogger('bvtam')
 
@@ -83,10 +85,10 @@ def open_run(out: Path, recipe: Recipe, resume: str) -> None:
         return
     if resume == 'never':
         raise BvtamError(f'{out} holds a run: name another folder with --out, or resume it')
-    was, now = _flat(before.to_dict()), _flat(recipe.to_dict())
-    changed = [key for key in now if was.get(key) != now[key] and key not in FREE]
+    pairs = ((name, *map(attrgetter(name), (before, recipe))) for name, _, _ in settings())
+    changed = [pair for pair in pairs if pair[1] != pair[2] and pair[0] not in FREE]
     if changed:
-        what = ', '.join(f'{key} was {was.get(key)!r} and is {now[key]!r}' for key in changed[:3])
+        what = ', '.join(f'{key} was {was!r} and is {now!r}' for key, was, now in changed[:3])
         raise BvtamError(
             f'{out} holds a run with another recipe ({what}): name another folder with --out'
         )
@@ -172,14 +174,6 @@ class MetricsLog:
                 folder = self.path.parent / 'tensorboard'
                 self.board = SummaryWriter(folder, purge_step=self.first_step)
         return self.board
-
-
-def _flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        inner = isinstance(value, dict) and key not in ('clip', 'model_options')
-        flat |= _flat(value, f'{prefix}{key}.') if inner else {prefix + key: value}
-    return flat
 
 
 def save_curves(out: Path) -> None:
