@@ -1,29 +1,38 @@
 """Memory for time in training: cheap results are recomputed in the backward pass, not kept.
 
 Batch norm and ReLU are a pass over memory each, but what they give is kept for the layer behind
-them. The functions here keep the input of the batch norm alone. The numbers are those of the plain
-modules to rounding; where anything is unusual (eval mode, another kind of norm, hooks, tracing) the
-plain modules run. Gradients of gradients are not to be had of the fused forms: they say so.
+them. `norm_relu_conv` and `norm_relu_split` keep the input of the batch norm alone. The numbers are
+those of the plain modules to rounding; where anything is unusual (eval mode, another kind of norm,
+hooks, tracing) the plain modules run. Gradients of gradients are not to be had of the fused forms:
+they say so. `checkpoint` recomputes a whole part of a model, or all of it but its convolutions.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-from . import derived
+from .pairs import TemporalOp
 from .tam import TAM, TamFunction
 
 _aten = torch.ops.aten
+_call = (
+    threading.local()
+)  # .plain: this thread is in a part whose cheap results are recomputed as a whole
+_Stats = tuple[Tensor, Tensor, float, float]  # running mean and variance, momentum, eps
 
 
-def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, stats: tuple) -> tuple[Tensor, ...]:
+def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, stats: _Stats) -> tuple[Tensor, ...]:
     """ReLU of batch norm, with the batch's mean and inverse deviation; updates the running ones."""
     running_mean, running_var, momentum, eps = stats
     y, mean, invstd = torch.native_batch_norm(
@@ -32,18 +41,17 @@ def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, stats: tuple) -> tuple[T
     return y.relu_(), mean, invstd
 
 
-def _norm_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps):
-    """What a batch norm gave, by the same kernel from the kept batch statistics."""
+def _norm_relu_again(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps: float
+) -> Tensor:
+    """The same result, by the same kernel from the kept batch statistics."""
     var = invstd.double().pow(-2).sub(eps).to(invstd.dtype)
-    return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+    return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0].relu_()
 
 
-def _norm_relu_again(*args):
-    return _norm_again(*args).relu_()
-
-
-def _norm_relu_backward(grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, kept: tuple):
-    mean, invstd, eps = kept
+def _norm_relu_backward(
+    grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, eps: float
+) -> tuple[Tensor, ...]:
     grad = _aten.threshold_backward(grad, y, 0)
     return _aten.native_batch_norm_backward(
         grad, x, weight, None, None, mean, invstd, True, eps, [True, True, True]
@@ -54,7 +62,16 @@ class NormReluConv(torch.autograd.Function):
     """conv(relu(batch_norm(x))), keeping x alone."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stats, kernel, stride, padding):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stats: _Stats,
+        kernel: Tensor,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
         y, mean, invstd = _norm_relu(x, weight, bias, stats)
         ctx.save_for_backward(x, weight, bias, mean, invstd, kernel)
         ctx.geometry, ctx.eps = (stride, padding), stats[-1]
@@ -62,14 +79,14 @@ class NormReluConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, invstd, kernel = ctx.saved_tensors
         stride, padding = ctx.geometry
         y = _norm_relu_again(x, weight, bias, mean, invstd, ctx.eps)
         grad, kernel_grad, _ = _aten.convolution_backward(
             grad, y, kernel, None, stride, padding, (1, 1), False, (0, 0), 1, (True, True, False)
         )
-        grads = _norm_relu_backward(grad, y, x, weight, (mean, invstd, ctx.eps))
+        grads = _norm_relu_backward(grad, y, x, weight, mean, invstd, ctx.eps)
         return *grads, None, kernel_grad, None, None
 
 
@@ -77,7 +94,15 @@ class NormReluTam(torch.autograd.Function):
     """TAM.split(relu(batch_norm(x))), keeping x and the two outputs."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stats, tam_weight, *call):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stats: _Stats,
+        tam_weight: Tensor,
+        *call: Any,
+    ) -> tuple[Tensor, Tensor]:
         y, mean, invstd = _norm_relu(x, weight, bias, stats)
         even, odd = TamFunction.forward(y, tam_weight, *call)
         ctx.save_for_backward(x, weight, bias, mean, invstd, tam_weight, even, odd)
@@ -86,18 +111,19 @@ class NormReluTam(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, invstd, tam_weight, *outputs = ctx.saved_tensors
         y = _norm_relu_again(x, weight, bias, mean, invstd, ctx.eps)
         grad, tam_grad = TamFunction.gradients(y, tam_weight, outputs, grads, *ctx.call)
-        grads = _norm_relu_backward(grad, y, x, weight, (mean, invstd, ctx.eps))
+        grads = _norm_relu_backward(grad, y, x, weight, mean, invstd, ctx.eps)
         return *grads, None, tam_grad, *(None for _ in ctx.call)
 
 
-def _usual(x: Tensor, norm: nn.Module, *others: nn.Module) -> bool:
-    """Whether the fused form may stand for these modules: training, plain kinds, nobody watching."""
+def can_fuse(norm: nn.Module, x: Tensor, *others: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether a fused form may stand for these modules: training, plain kinds, nobody watching."""
     return (
         torch.is_grad_enabled()
+        and not getattr(_call, 'plain', False)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and type(norm) is nn.BatchNorm2d
@@ -117,77 +143,16 @@ def _usual(x: Tensor, norm: nn.Module, *others: nn.Module) -> bool:
     )
 
 
-def _stats(norm: nn.BatchNorm2d) -> tuple:
-    norm.num_batches_tracked.add_(1)
-    return norm.running_mean, norm.running_var, norm.momentum, norm.eps
-
-
-def norm_sum_relu(
-    x: Tensor,
-    norm: nn.Module,
-    other: Tensor | None = None,
-    relu: bool = True,
-    other_norm: nn.Module | None = None,
-) -> Tensor:
-    """`relu(norm(x) + other_norm(other))`, as far as these are there; no batch norm gives x itself.
-
-    Where cheap tensors are recomputed (`layers/derived.py`), the result has a recompute function.
-    """
-    norms = [n for n in (norm, other_norm) if n is not None]
-    if not (derived.active() and all(_usual(x, n) for n in norms)):
-        y = norm(x)
-        if other is not None:
-            y += other if other_norm is None else other_norm(other)
-        return F.relu(y, inplace=True) if relu else y
-    y, again = _normed(x, norm)
-    sources = [x]
-    if other is not None:
-        sources.append(other)
-        other_again = None
-        if other_norm is not None:
-            other, other_again = _normed(other, other_norm)
-        y += other
-
-    def make(x: Tensor, other: Tensor | None = None) -> tuple[Tensor]:
-        y = again(x)
-        if other is not None:
-            y += other_again(other) if other_again else other
-        return (y.relu_() if relu else y,)
-
-    derived.recompute_with(make, *sources, of=(y,))
-    return F.relu(y, inplace=True) if relu else y
-
-
-def _normed(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Batch norm, and what gives it again from x."""
-    running_mean, running_var, momentum, eps = _stats(norm)
-    weight, bias = norm.weight, norm.bias
-    y, mean, invstd = torch.native_batch_norm(
-        x, weight, bias, running_mean, running_var, True, momentum, eps
-    )
-    return y, lambda x: _norm_again(x, weight, bias, mean, invstd, eps)
-
-
-def pool(x: Tensor, module: nn.Module) -> Tensor:
-    """`module(x)` of a pooling module; its result has a recompute function where cheap tensors have one."""
-    y = module(x)
-    if y is not x:
-        derived.recompute_with(lambda x: (module(x),), x, of=(y,))
-    return y
-
-
-def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour interpolation to `size`; with a recompute function as `pool`."""
-    y = F.interpolate(x, size=size, mode='nearest')
-    derived.recompute_with(lambda x: (F.interpolate(x, size=size, mode='nearest'),), x, of=(y,))
-    return y
+def _stats(norm: nn.BatchNorm2d) -> _Stats:
+    mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert mean is not None and var is not None and count is not None and norm.momentum is not None
+    count.add_(1)
+    return mean, var, norm.momentum, norm.eps
 
 
 def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     """`conv(relu(norm(x)))` of a batch norm and a convolution without bias, groups or dilation."""
-    if derived.active():
-        return conv(norm_sum_relu(x, norm))
-    if type(conv) is nn.Conv2d and conv.bias is None and _usual(x, norm, conv):
+    if type(conv) is nn.Conv2d and conv.bias is None and can_fuse(norm, x, conv):
         kernel = conv.weight.to(x.dtype)  # under autocast
         return NormReluConv.apply(
             x, norm.weight, norm.bias, _stats(norm), kernel, conv.stride, conv.padding
@@ -195,36 +160,73 @@ def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     return conv(F.relu(norm(x), inplace=True))
 
 
-def norm_relu_split(x: Tensor, norm: nn.Module, temporal: nn.Module | None, num_pairs: int):
+def norm_relu_split(
+    x: Tensor, norm: nn.Module, temporal: TemporalOp | None, num_pairs: int
+) -> tuple[Tensor, Tensor]:
     """(even, odd) = `temporal.split(relu(norm(x)))`; without an operator both are relu(norm(x))."""
-    if type(temporal) is TAM and _usual(x, norm) and not derived.active():
+    if type(temporal) is TAM and can_fuse(norm, x):
         weight = temporal.weight.to(x.dtype)
         call = num_pairs, 'split', temporal.causal
         return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, *call)
-    x = norm_sum_relu(x, norm)
+    x = F.relu(norm(x), inplace=True)
     return (x, x) if temporal is None else temporal.split(x, num_pairs)
 
 
+class _Recomputing:
+    """`again`, in which batch norms normalise by their batch as ever, but count it no second time."""
+
+    def __init__(self, module: nn.Module, again: AbstractContextManager[Any]) -> None:
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+        self.buffers = [b for norm in norms for b in norm.buffers()]
+        self.again = again
+
+    def __enter__(self) -> None:
+        self.before = [b.clone() for b in self.buffers]
+        self.again.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.again.__exit__(*error)
+        for buffer, before in zip(self.buffers, self.before, strict=True):
+            buffer.copy_(before)
+
+
 @contextmanager
-def _running_stats_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by their batch as ever, but count it no second time."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    buffers = [b for norm in norms for b in norm.buffers()]
-    before = [b.clone() for b in buffers]
+def _plain_modules() -> Iterator[None]:
+    """Nothing is fused: it would be recomputed twice."""
+    before = getattr(_call, 'plain', False)
+    _call.plain = True
     try:
         yield
     finally:
-        for buffer, kept in zip(buffers, before, strict=True):
-            buffer.copy_(kept)
+        _call.plain = before
 
 
-def checkpoint(module: nn.Module, *args, run: Callable = nn.Module.__call__):
+def checkpoint(
+    module: nn.Module,
+    *args: Any,
+    run: Callable[..., Tensor] = nn.Module.__call__,
+    keep_convolutions: bool = False,
+) -> Tensor:
     """`run(module, *args)`, whose inner results are recomputed in the backward pass, not kept.
 
     Unlike `torch.utils.checkpoint` alone, no batch norm counts its batch a second time.
+
+    Args:
+        keep_convolutions: what convolutions give is kept, so none runs twice; the rest are passes
+            over memory, and cheap. The graph is then good for one backward pass.
     """
-    traced = torch.compiler.is_compiling()  # which knows no context_fn of this kind
-    contexts = (
-        {} if traced else {'context_fn': lambda: (nullcontext(), _running_stats_kept(module))}
-    )
-    return torch.utils.checkpoint.checkpoint(run, module, *args, use_reentrant=False, **contexts)
+    if torch.compiler.is_compiling():  # which knows no context_fn of this kind
+        return torch_checkpoint(run, module, *args, use_reentrant=False)
+
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        if not keep_convolutions:
+            return nullcontext(), _Recomputing(module, nullcontext())
+        forward, again = create_selective_checkpoint_contexts([_aten.convolution.default])
+        return forward, _Recomputing(module, again)
+
+    def run_plain(*args: Any) -> Tensor:
+        with _plain_modules():
+            return run(*args)
+
+    function = run_plain if keep_convolutions else run
+    return torch_checkpoint(function, module, *args, use_reentrant=False, context_fn=contexts)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import BvtamError
-from . import derived
 from .folding import unfold_time
 from .pairs import Tap, TemporalOp, overlap, plan, reach, reachable, slot_views
 
@@ -54,7 +53,6 @@ class TamFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, *call = inputs
         ctx.call = call
-        derived.recompute_with(lambda x: TamFunction.forward(x, weight, *call), x, of=output)
         ctx.save_for_backward(x, weight, *output)
 
     @staticmethod

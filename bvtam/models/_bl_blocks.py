@@ -12,13 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..layers.folding import unfold_time
-from ..layers.recompute import (
-    norm_relu_conv,
-    norm_relu_split,
-    norm_sum_relu,
-    pool,
-    upsample_nearest,
-)
+from ..layers.recompute import norm_relu_conv, norm_relu_split
 
 
 def _conv(in_chs: int, out_chs: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -69,17 +63,13 @@ class Bottleneck(nn.Module):
         shortcut = x if self.shortcut is None else mixed
         x = norm_relu_conv(self.conv1(mixed), self.bn1, self.conv2)
         x = norm_relu_conv(x, self.bn2, self.conv3)
-        shortcut = pool(shortcut, self.pool)
-        norm = None
+        x = self.bn3(x)
+        shortcut = self.pool(shortcut)
         if self.shortcut is not None:
-            conv, norm = self.shortcut
-            shortcut = conv(shortcut)
-        if self.drop_path is None:
-            return norm_sum_relu(x, self.bn3, shortcut, self.last_act, norm)
-        x = self.drop_path(unfold_time(self.bn3(x), num_pairs)).flatten(
-            0, 1
-        )  # a clip is dropped whole
-        x += shortcut if norm is None else norm(shortcut)
+            shortcut = self.shortcut(shortcut)
+        if self.drop_path is not None:  # a clip is dropped whole
+            x = self.drop_path(unfold_time(x, num_pairs)).flatten(0, 1)
+        x += shortcut
         return F.relu(x, inplace=True) if self.last_act else x
 
 
@@ -120,8 +110,10 @@ class Stem(nn.Module):
         """The part behind the temporal operator."""
         x = norm_relu_conv(self.little_conv1(little), self.little_bn1, self.little_conv2)
         x = norm_relu_conv(x, self.little_bn2, self.little_conv3)
-        x = norm_sum_relu(x, self.little_bn3, self.big_conv(big), other_norm=self.big_bn)
-        return norm_sum_relu(self.fuse_conv(x), self.fuse_bn)
+        x = self.little_bn3(x)
+        x += self.big_bn(self.big_conv(big))
+        x = self.fuse_bn(self.fuse_conv(F.relu(x, inplace=True)))
+        return F.relu(x, inplace=True)
 
 
 class BLModule(nn.Module):
@@ -162,7 +154,6 @@ class BLModule(nn.Module):
 
     def branches(self, little: Tensor, big: Tensor, num_pairs: int = 1) -> Tensor:
         """The part behind the temporal operator."""
-        conv, norm = self.little_out
-        x = conv(self.little(little, num_pairs))
-        big = upsample_nearest(self.big(big, num_pairs), x.shape[-2:])
-        return self.fusion(norm_sum_relu(x, norm, big), num_pairs)
+        x = self.little_out(self.little(little, num_pairs))
+        x += F.interpolate(self.big(big, num_pairs), size=x.shape[-2:], mode='nearest')
+        return self.fusion(F.relu(x, inplace=True), num_pairs)

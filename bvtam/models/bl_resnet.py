@@ -20,7 +20,6 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import BvtamError
-from ..layers.derived import cheap_tensors_recomputed
 from ..layers.recompute import (
     checkpoint,
 )
@@ -147,7 +146,10 @@ class BLResNet(nn.Module):
 
     @torch.jit.ignore
     def set_cheap_recompute(self, enable: bool = True) -> None:
-        """Recompute what costs no convolution in the backward pass (`layers/derived.py`)."""
+        """Recompute everything but convolutions in the backward pass, instead of keeping it.
+
+        A graph is then good for one backward pass, also with `retain_graph=True`.
+        """
         self.cheap_recompute = enable
 
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
@@ -179,11 +181,11 @@ class BLResNet(nn.Module):
         return self.stem, self.layer1, self.layer2, self.layer3, self.layer4
 
     def _run(self, stage: nn.Module, x: Tensor, num_pairs: int) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, x, num_pairs)
-        if self.cheap_recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            with cheap_tensors_recomputed():
-                return stage(x, num_pairs)
+        if torch.is_grad_enabled():
+            if self.grad_checkpointing:
+                return checkpoint(stage, x, num_pairs)
+            if self.cheap_recompute and not torch.compiler.is_compiling():
+                return checkpoint(stage, x, num_pairs, keep_convolutions=True)
         return stage(x, num_pairs)
 
     def forward_features(self, x: Tensor) -> Tensor:

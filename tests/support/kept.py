@@ -1,34 +1,31 @@
 """What a graph keeps for the backward pass; the benchmarks use it too."""
 
-from unittest.mock import patch
+import gc
 
 import torch
 from torch.autograd import graph
 
 
+def _alive():
+    """{address: bytes} of the storages that Python objects hold."""
+    tensors = (o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not o.is_meta)
+    return {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
+
+
 def kept_bytes(model, x):
     """Bytes of distinct storages that the graph of `model(x)` keeps, less the parameters' own.
 
-    Where the model has hooks of its own, what counts is what these keep.
+    Autograd tells of what it saves; what checkpoints keep in Python is found there.
     """
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
+    gc.collect()
+    before, kept = _alive(), []
 
-    class Noting(graph.saved_tensors_hooks):
-        def __init__(self, pack, unpack):
-            def note(tensor):
-                packed = pack(tensor)
-                if isinstance(packed, torch.Tensor):
-                    storage = packed.untyped_storage()
-                    if storage.data_ptr() not in own:
-                        kept[storage.data_ptr()] = packed, storage.nbytes()
-                return packed
+    def note(tensor):
+        kept.append(tensor.detach())
+        return kept[-1]
 
-            super().__init__(note, unpack)
-
-    with (
-        Noting(torch.Tensor.detach, lambda tensor: tensor),
-        patch.object(graph, 'saved_tensors_hooks', Noting),
-    ):
-        model(x)
-    return sum(size for _, size in kept.values())
+    with graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = model(x)
+    gc.collect()
+    found = {address: size for address, size in _alive().items() if address not in before}
+    return sum(found.values()) - out.untyped_storage().nbytes()
