@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import os
@@ -38,6 +39,29 @@ from .truncation import cut_short
 log = logging.getLogger('bvtam')
 
 
+class _Known:
+    """Findings about a video, for all readers of it, whatever their colours."""
+
+    def __init__(self) -> None:
+        self.table: FrameTable | None = None
+        self.size: tuple[int, int] | None = None  # of the first frame, where others differ
+        self.frame_pixels = 0
+        self.copy: str | None = None  # of a pipe
+        self.copying = threading.Lock()
+
+    def keep(self, copy: str) -> None:
+        """Uses this copy, and removes it when no reader is left."""
+        self.copy = copy
+        weakref.finalize(self, remove_copy, copy, os.getpid())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != 'copying'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.copying = threading.Lock()
+
+
 class VideoFile(Reader):
     """One video file or stream, opened anew whenever frames are asked for.
 
@@ -72,10 +96,7 @@ class VideoFile(Reader):
         self.name, self.time_limit = os.fspath(path), float(time_limit)
         if not self.time_limit > 0:
             raise BvtamError(f'time_limit must be above 0 seconds, not {time_limit}')
-        self._table: FrameTable | None = None
-        self._size: tuple[int, int] | None = None  # of the first frame, where others differ
-        self._copy: str | None = None  # of a pipe
-        self._copying = threading.Lock()
+        self._known = _Known()
         self._protocols = whitelist(protocols)
         protocol = protocol_of(self.name) if isinstance(path, str) else ''
         if protocol == 'file':
@@ -95,12 +116,9 @@ class VideoFile(Reader):
         if self._is_file and not file.stat().st_size:
             raise VideoError(f'{self.name} is empty (0 bytes); fetch or copy the video again')
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != '_copying'}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._copying = threading.Lock()
+    @property
+    def frame_pixels(self) -> int:
+        return self._known.frame_pixels
 
     @property
     def num_frames(self) -> int:
@@ -130,21 +148,22 @@ class VideoFile(Reader):
             return tags_of(Decoder(container, stream).frame(0))
 
     def with_colors(self, colors: str) -> Reader:
-        return self if colors == self.colors else _Recoloured(self, check_colors(colors))
+        if colors == self.colors:
+            return self
+        other = copy.copy(self)
+        other.colors = check_colors(colors)
+        return other
 
+    @closed_at_exit
     def play(self) -> Iterator[tuple[float, Tensor]]:
         """As `Reader.play`, of sources that have no end as well: nothing is read ahead or kept.
 
         A pipe is not copied, so it can be played once, and a camera (/dev/video0) is opened as one.
         """
-        return self._play(self.colors)
-
-    @closed_at_exit
-    def _play(self, colors: str) -> Iterator[tuple[float, Tensor]]:
         reformatter, matrix, size = VideoReformatter(), (1, 0, 0, 1), None
         with self._opened(live=True) as (container, stream):
             clock = Clock(stream)
-            path = '' if self._is_url else self.name if self._is_file else self._copy or ''
+            path = '' if self._is_url else self.name if self._is_file else self._known.copy or ''
             decoder = Decoder(container, stream, joins=JoinFinder(container, stream, path))
             for number, frame in enumerate(decoder):
                 if frame.width * frame.height > MAX_PIXELS:
@@ -152,18 +171,18 @@ class VideoFile(Reader):
                 if size is None:
                     size = frame.width, frame.height
                     matrix = _display_matrix(frame)
-                rgb = to_rgb(reformatter, frame, size, colors)
+                rgb = to_rgb(reformatter, frame, size, self.colors)
                 second = clock(decoder.seconds(frame))
                 yield second, _upright(torch.from_numpy(rgb), matrix).permute(2, 0, 1)
             if size is None:
                 raise Damage('no frame can be decoded')
 
     def _frames(self) -> FrameTable:
-        table = self._table
+        table = self._known.table
         if table is None:
             held = nullcontext() if self._is_url else DECODING.hold(OPENING_BYTES)
             with held, self._opened() as (container, stream):
-                self.frame_pixels = stream.codec_context.width * stream.codec_context.height
+                self._known.frame_pixels = stream.codec_context.width * stream.codec_context.height
                 path = '' if self._is_url else self._local_path()
                 table, doubtful = scan(container, stream, path)
                 if path and (reason := cut_short(path, container.format.name)):
@@ -172,7 +191,7 @@ class VideoFile(Reader):
                 with DECODING.hold(frame_bytes(self.frame_pixels)):
                     self._check_tails(doubtful)
             release_memory(frame_bytes(self.frame_pixels))
-            self._table = table = table or self._count()
+            self._known.table = table = table or self._count()
         return table
 
     def _check_tails(self, tails: list[Tail]) -> None:
@@ -194,7 +213,7 @@ class VideoFile(Reader):
                 raise Damage('no frame can be decoded')
             return counted_table(stream, seconds, last)
 
-    def _read(self, indices: list[int], colors: str = '') -> Tensor:
+    def _read(self, indices: list[int]) -> Tensor:
         places = defaultdict(list)
         for place, index in enumerate(indices):
             places[index].append(place)
@@ -207,57 +226,51 @@ class VideoFile(Reader):
             for place in places[index]:  # faster than by a list of them
                 picked[place] = picture_HWC
 
-        self._take(sorted(places), take, colors or self.colors)
+        self._take(sorted(places), take)
         return picked.permute(0, 3, 1, 2)  # a copy in this order would take as long as the colours
 
-    def _read_each(
-        self, indices: list[int], function: Callable[[Tensor], Result], colors: str = ''
-    ) -> list[Result]:
+    def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
         found = {}
 
         def take(index: int, picture_HWC: Tensor) -> None:
             found[index] = function(picture_HWC.contiguous().permute(2, 0, 1)[None])
 
-        self._take(sorted(set(indices)), take, colors or self.colors)
+        self._take(sorted(set(indices)), take)
         return [found[index] for index in indices]
 
-    def _take(self, indices: list[int], take: Callable[[int, Tensor], None], colors: str) -> None:
+    def _take(self, indices: list[int], take: Callable[[int, Tensor], None]) -> None:
         """Gives the frames (H, W, C) at `indices`, which rise, to `take`; some twice, the last counts."""
         table = self._frames()
         try:
-            return self._pick(indices, table, take, colors)
+            return self._pick(indices, table, take)
         except Mismatch as error:
             if table.pts is None:
                 raise VideoError(f'{self.name} has changed while it was read') from None
             log.debug('%s is read from its start: %s', self.name, error)
-        self._table = counted = self._count()
+        self._known.table = counted = self._count()
         if self.num_frames != len(table.times):
             raise VideoError(
                 f'{self.name} is damaged: {self.num_frames} of {len(table.times)} frames can be '
                 'decoded; fetch or encode the video again'
             )
-        return self._pick(indices, counted, take, colors)
+        return self._pick(indices, counted, take)
 
     def _pick(
-        self,
-        indices: list[int],
-        table: FrameTable,
-        take: Callable[[int, Tensor], None],
-        colors: str,
+        self, indices: list[int], table: FrameTable, take: Callable[[int, Tensor], None]
     ) -> None:
         with self._opened() as (container, stream):
-            size = self._size or (stream.codec_context.width, stream.codec_context.height)
+            size = self._known.size or (stream.codec_context.width, stream.codec_context.height)
             decoder, reformatter = Decoder(container, stream, table), VideoReformatter()
             matrix = None
             for index in indices:
                 frame = decoder.frame(index)
                 if frame.width * frame.height > MAX_PIXELS:
                     raise Damage(f'frame {index} has {frame.width}x{frame.height} pixels')
-                if (frame.width, frame.height) != size and self._size is None:
-                    self._size = self._first_size()
-                    if self._size != size:  # the header's is not the first frame's
-                        return self._pick(indices, table, take, colors)
-                rgb = to_rgb(reformatter, frame, size, colors)
+                if (frame.width, frame.height) != size and self._known.size is None:
+                    self._known.size = self._first_size()
+                    if self._known.size != size:  # the header's is not the first frame's
+                        return self._pick(indices, table, take)
+                rgb = to_rgb(reformatter, frame, size, self.colors)
                 asked = matrix is None
                 if asked:
                     matrix = _display_matrix(frame)
@@ -284,7 +297,7 @@ class VideoFile(Reader):
             protocol = protocol_of(self.name)
             place = protocol + self.name[len(protocol) :]  # FFmpeg knows them in lower case
             return open_stream(place, self.name, self.time_limit, self._protocols, remote=True)
-        if live and not self._is_file and self._copy is None:
+        if live and not self._is_file and self._known.copy is None:
             pipe = Pipe(self.name, self.time_limit)
             return open_stream(pipe, self.name, self.time_limit, 'none')
         # With its protocol, or FFmpeg takes what stands before a colon in a name for one.
@@ -293,54 +306,11 @@ class VideoFile(Reader):
     def _local_path(self) -> str:
         if self._is_file:
             return self.name
-        with self._copying:
-            if self._copy is None:
-                self._copy = copy_pipe(self.name, self.time_limit)
-                weakref.finalize(self, remove_copy, self._copy, os.getpid())
-        return self._copy
-
-
-class _Recoloured(Reader):
-    """A video file with other colours than its reader was opened for, whose tables it shares."""
-
-    def __init__(self, video: VideoFile, colors: str) -> None:
-        self._video, self.colors, self.name = video, colors, video.name
-
-    @property
-    def frame_pixels(self) -> int:
-        return self._video.frame_pixels
-
-    @property
-    def num_frames(self) -> int:
-        return self._video.num_frames
-
-    @property
-    def times(self) -> Tensor:
-        return self._video.times
-
-    @property
-    def duration(self) -> float:
-        return self._video.duration
-
-    @property
-    def tags(self) -> Tags:
-        return self._video.tags
-
-    @property
-    def pixel_aspect(self) -> Fraction:
-        return self._video.pixel_aspect
-
-    def with_colors(self, colors: str) -> Reader:
-        return self if colors == self.colors else self._video.with_colors(colors)
-
-    def play(self) -> Iterator[tuple[float, Tensor]]:
-        return self._video._play(self.colors)
-
-    def _read(self, indices: list[int]) -> Tensor:
-        return self._video._read(indices, self.colors)
-
-    def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
-        return self._video._read_each(indices, function, self.colors)
+        known = self._known
+        with known.copying:
+            if known.copy is None:
+                known.keep(copy_pipe(self.name, self.time_limit))
+        return known.copy
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

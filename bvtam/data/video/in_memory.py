@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..failures import machine_error
 from .file import VideoFile
 from .images import EvenFrames, ImageFrames, to_pixels
 from .memory import MAX_PIXELS
-from .pipes import copy_to_file, remove_copy
+from .pipes import copy_to_file
 from .reader import Reader, VideoError
 
 
@@ -185,6 +184,10 @@ class CopiedFile(VideoFile):
             return piece
 
         path = copy_to_file(name, read, ', or was read to its end: seek(0)', '; give its path')
-        weakref.finalize(self, remove_copy, path, os.getpid())
-        super().__init__(path, time_limit, (), colors)
-        self._is_file, self._copy, self.name = False, path, name
+        try:
+            super().__init__(path, time_limit, (), colors)
+        except BvtamError:
+            os.unlink(path)
+            raise
+        self._is_file, self.name = False, name
+        self._known.keep(path)

@@ -66,7 +66,7 @@ def test_bytes_and_files_are_the_video_that_they_hold(data, model):
     again = pickle.loads(pickle.dumps(reader))
     assert torch.equal(again.read([3]), whole.read([3]))
     assert len(list(reader.play())) == whole.num_frames  # not as a pipe
-    copy = reader._copy
+    copy = reader._known.copy
     assert os.path.exists(copy)
     del reader, again
     assert not os.path.exists(copy)

@@ -102,7 +102,7 @@ def check(path, monkeypatch, entered=None):
         assert torch.equal(video.read(indices), frames[indices]), indices
     assert torch.equal(video.read(range(count)), frames)
     if entered is not None:
-        assert (video._table.pts is not None) == entered
+        assert (video._known.table.pts is not None) == entered
     return video
 
 
