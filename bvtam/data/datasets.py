@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from .records import Record, find_videos, open_record
 from .sampling import sample_seed, train_indices, view_indices
 from .transforms import TrainTransform, check_channels, read_crops
 from .video.images import read_image
-from .video.in_memory import FrameArray
+from .video.in_memory import CopiedFile, FrameArray
 from .video.memory import shared_number
 from .video.reader import Reader
 
@@ -85,8 +82,8 @@ class ClipReader:
             BvtamError, OSError: the video cannot be read, or has no frame in the range of the record.
         """
         clip, label = self.clip, record.label
-        with machine_errors(record.source), _on_disk(record.source, content) as path:
-            reader = self._open(path, record).with_colors(clip.colors)
+        with machine_errors(record.source):
+            reader = self._open(record, content).with_colors(clip.colors)
             shown = reader.frames_between(record.start, record.end)
             if self.train is None:
                 clips = view_indices(clip, len(shown), shown.start)
@@ -107,24 +104,10 @@ class ClipReader:
         frames = [index for indices in clips for index in indices]
         return {'clip': pixels, 'label': label, 'video': record.source, 'frames': frames}
 
-    def _open(self, path: str, record: Record) -> Reader:
-        return open_record(record, path, self.time_limit)
-
-
-@contextmanager
-def _on_disk(source: str, content: bytes | None) -> Iterator[str]:
-    """The path of `source`, or of a temporary file with this content."""
-    if content is None:
-        yield source
-        return
-    with tempfile.TemporaryDirectory(prefix='bvtam-') as folder:
-        path = os.path.join(folder, 'video' + os.path.splitext(source)[1])
-        with open(path, 'wb') as file:
-            file.write(content)
-        try:
-            yield path
-        except VIDEO_ERRORS as error:
-            raise BvtamError(str(error).replace(path, source)) from error
+    def _open(self, record: Record, content: bytes | None) -> Reader:
+        if content is not None:
+            return CopiedFile(content, self.time_limit, name=record.source)
+        return open_record(record, self.time_limit)
 
 
 class VideoDataset(Dataset):
@@ -231,8 +214,8 @@ class ImageDataset(VideoDataset):
 
 
 class _ImageReader(ClipReader):
-    def _open(self, path: str, record: Record) -> FrameArray:
-        return FrameArray(read_image(Path(path))[None], name=path)
+    def _open(self, record: Record, content: bytes | None) -> FrameArray:
+        return FrameArray(read_image(Path(record.source))[None], name=record.source)
 
 
 class _SentByPipe(Tensor):

@@ -146,13 +146,15 @@ def _size(source: str) -> int:
         return -1
 
 
-def open_record(record: Record, path: str = '', time_limit: float = 60.0) -> Reader:
-    """`open_video` of a record's source, or of a copy of it at `path`; seconds are not cut out."""
-    path = path or record.source
-    if not os.path.isdir(path) and record.first is record.last is record.num_frames is None:
-        return open_video(path, time_limit=time_limit)
+def open_record(record: Record, time_limit: float = 60.0) -> Reader:
+    """A reader of a record's source; of a part in seconds, too, it reads the whole video."""
+    if (
+        not os.path.isdir(record.source)
+        and record.first is record.last is record.num_frames is None
+    ):
+        return open_video(record.source, time_limit)
     return FrameFolder(
-        path,
+        record.source,
         record.frames or None,
         record.first,
         record.last,

@@ -111,7 +111,7 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
     watch(_HUNG * time_limit)
     try:
         with machine_errors(part.source):
-            reader = open_record(part, time_limit=time_limit).with_colors(encoding.colors)
+            reader = open_record(part, time_limit).with_colors(encoding.colors)
             indices, times, duration = _selection(reader, part, encoding.fps)
             tags = reader.tags if encoding.format == 'video' else UNTAGGED
     except OSError as error:

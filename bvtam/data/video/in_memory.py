@@ -166,9 +166,12 @@ class CopiedFile(VideoFile):
         MachineError: the temporary folder is full.
     """
 
-    def __init__(self, source: Any, time_limit: float, colors: str = 'tagged') -> None:
-        name = source_name(source)
+    def __init__(
+        self, source: Any, time_limit: float, colors: str = 'tagged', name: str = ''
+    ) -> None:
+        name = name or source_name(source)
         file = source if is_file(source) else io.BytesIO(source)
+        if_empty = ', or was read to its end: seek(0)' if is_file(source) else ''
 
         def read(size: int) -> bytes:
             try:
@@ -183,7 +186,7 @@ class CopiedFile(VideoFile):
                 raise BvtamError(f"{name} is open for text; open it with open(path, 'rb')")
             return piece
 
-        path = copy_to_file(name, read, ', or was read to its end: seek(0)', '; give its path')
+        path = copy_to_file(name, read, if_empty, '; give its path')
         try:
             super().__init__(path, time_limit, (), colors)
         except BvtamError:
