@@ -3,10 +3,10 @@
     with LocalHub() as hub:
         hub.add_user('alice', 'hf_alice')
         hub.patch(monkeypatch)                     # this process talks to it, with an empty cache
-        HfApi().create_repo('alice/net')           # the real client, unmodified
-        hub.files['/weights/net.pth'] = b'...'     # a plain file at hub.url + '/weights/net.pth'
-        hub.cut('net.pth', share=0.5)              # its next transfer stops half way
-        assert len(hub.seen('net.pth', 'GET')) == 1
+        HfApi().create_repo('alice/model')           # the real client, unmodified
+        hub.files['/weights/model.pth'] = b'...'     # a plain file at hub.url + '/weights/model.pth'
+        hub.cut('model.pth', share=0.5)              # its next transfer stops half way
+        assert len(hub.seen('model.pth', 'GET')) == 1
 
 Spoken: whoami, repositories (public, private, gated), branches, pull requests, preupload, Git LFS
 (basic transfer), commits, trees, resolve; for models only. Xet is not offered: `environment()`
@@ -58,7 +58,6 @@ class Repo:
     id: str
     private: bool = False
     gated: bool = False
-    allowed: set[str] = field(default_factory=set)  # users with access to a gated repository
     refs: dict[str, str] = field(default_factory=dict)  # branches and refs/pr/N -> commit
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
 
@@ -103,7 +102,7 @@ class LocalHub:
         self.users: dict[str, tuple[str, bool]] = {}  # token -> name, may write
         self.repos: dict[str, Repo] = {}
         self.lfs: dict[str, bytes] = {}  # by sha256
-        self.files: dict[str, bytes | str] = {}  # by path; a str redirects to that address
+        self.files: dict[str, bytes] = {}  # by path
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.errors: list[BaseException] = []  # of the servers; leaving the `with` raises them
@@ -137,7 +136,7 @@ class LocalHub:
         self.users[token] = name, write
 
     def add_repo(self, repo_id: str, files: dict[str, bytes] | None = None, **options) -> Repo:
-        """A repository without a client; options: private, gated, allowed."""
+        """A repository without a client; options: private, gated."""
         repo = self.repos[repo_id] = Repo(repo_id, **options)
         rules = ''.join(f'*.{s} filter=lfs diff=lfs merge=lfs -text\n' for s in LFS_SUFFIXES)
         repo.commit({'.gitattributes': rules.encode()})
@@ -147,7 +146,7 @@ class LocalHub:
 
     def fault(self, kind: str, part: str, value: Any = True, times=math.inf, method=None) -> None:
         """Switches on `fail`, `cut`, `slow`, or without a value `flip` (a bit in the middle is
-        wrong, size and ETag stay), `no_range`, `no_length` (the connection ends with the file).
+        wrong, size and ETag stay), `no_range`.
 
         part: of the decoded path; times: how many requests it hits; method: hits only these.
         """
@@ -273,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         line = self.command, unquote(url.path), self.server.name, self.headers.get('Range')
         self.asked = Request(*line, self.headers)
         self.hub.requests.append(self.asked)
-        self.cut = self.rate = self.endless = None
+        self.cut = self.rate = None
         size = int(self.headers.get('Content-Length') or 0)
         cut = self.take('cut') if size else None
         self.body = self.rfile.read(int(size * cut[0]) if cut else size)
@@ -299,8 +298,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send(self, status: int, body: bytes | memoryview, headers: dict[str, str]) -> None:
         self.asked.status = status
         self.send_response(status)
-        size = ('Connection', 'close') if self.endless else ('Content-Length', str(len(body)))
-        for header in (size, *headers.items()):
+        for header in (('Content-Length', str(len(body))), *headers.items()):
             self.send_header(*header)
         self.end_headers()
         if self.command == 'HEAD':
@@ -328,7 +326,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def file(self, data: bytes, etag: str, **headers: str) -> Reply:
         etag, ranges = f'"{etag}"', not self.take('no_range')
-        self.endless = self.take('no_length')
         headers = {'ETag': etag, 'Content-Type': 'application/octet-stream', **headers}
         headers |= {'Accept-Ranges': 'bytes'} if ranges else {}
         if self.command == 'HEAD':
@@ -360,8 +357,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> Reply:
         content = self.hub.files.get(self.asked.path)
-        if isinstance(content, str):
-            return 302, b'', {'Location': content}
         if content is not None:
             return self.file(content, hashlib.sha1(content).hexdigest())
         token = self.headers.get('Authorization', '').removeprefix('Bearer ')
@@ -504,7 +499,7 @@ class _Handler(BaseHTTPRequestHandler):
         return as_json({'transfer': 'basic', 'objects': objects})
 
     def resolve(self, repo: Repo, revision: str, path: str) -> Reply:
-        if repo.gated and self.user not in (repo.id.split('/')[0], *repo.allowed):
+        if repo.gated and self.user != repo.id.split('/')[0]:
             reason = f'Access to model {repo.id} is restricted'
             if self.user is None:
                 raise Refusal(401, f'{reason}. Please log in.', 'GatedRepo')
