@@ -113,6 +113,8 @@ class BLResNet(nn.Module):
 
     def init_weights(self) -> None:
         """Kaiming normal fan-out, last BN scale of every bottleneck 0, as the release."""
+        if self.stem.conv1.weight.is_meta:  # there is nothing to fill, in much time
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')

@@ -220,6 +220,14 @@ class LocalHub:
         return environment
 
 
+def join(torch_home: str) -> None:
+    """Another process, whatever environment it began with, shares this one's files and is online."""
+    from huggingface_hub import constants
+
+    os.environ['TORCH_HOME'] = torch_home
+    constants.HF_HUB_OFFLINE = False
+
+
 class Refusal(Exception):
     """`code` and `message` travel in headers, as the Hub sends them: HEAD has no body."""
 
