@@ -224,7 +224,7 @@ def mirroring(
     """
     if flip != 'auto':
         return replace(clip, flip=flip == 'on'), None
-    told, flips = 'augment.flip=on mirrors all', {}
+    advice, flips = 'augment.flip=on mirrors all', {}
     if not label_names or names_tell_nothing(label_names):
         why = (
             'no clip is mirrored, since numbers as labels do not tell whether they name directions'
@@ -237,14 +237,14 @@ def mirroring(
         swapped = f'those of {len(flips) - same} with their labels swapped'
         if same == len(label_names):
             why = 'clips are mirrored, since no label names a direction that is known'
-            told = 'augment.flip=off if one does'
+            advice = 'augment.flip=off if one does'
         elif flips:
             why = f'clips of {len(flips)} labels are mirrored, {swapped}, and no others'
         else:
             why = 'no clip is mirrored'
         if first_flip is False:
             why += ', since clip.flip of the first weights is false'
-    log.warning('augment.flip: %s (%s)', why, told)
+    log.warning('augment.flip: %s (%s)', why, advice)
     plain = bool(flips) and all(flips.get(i) == i for i in range(len(label_names or ())))
     return replace(clip, flip=plain), None if plain or not flips else flips
 
@@ -283,7 +283,7 @@ class Batches(Sampler[list[int]]):
     A step takes `batch_size` samples of a permutation that (seed, epoch) gives; every process takes
     its share of them, in `accumulate` parts. So one process and several see the same batches. The
     last step of an epoch is smaller; where its samples do not divide by the number of processes, some
-    processes end theirs with a padding sample, another one of the step with zero loss weight.
+    processes end theirs with a padding sample: one of the step again, with zero loss weight.
 
     Args:
         weights: (num_samples,), for draws with replacement in proportion to them; None: each sample

@@ -54,7 +54,7 @@ class Processes:
         return wrapped.no_sync() if active and self.world_size > 1 else nullcontext()
 
     def run_on_main(self, action: Callable[[], object]) -> None:
-        """Calls it in the main process; what that raises all raise, so that none waits in vain."""
+        """Calls it in the main process; its error is raised in all, so that none waits for ever."""
         error: list[Exception | None] = [None]
         if self.is_main:
             try:
@@ -102,19 +102,19 @@ def gather_failures(
     """The failed videos of all processes together.
 
     Raises:
-        The error, or in another process a `BvtamError` that tells of it; so none waits in vain.
+        The error; in the other processes a `BvtamError` with its text, so that none waits for ever.
     """
     world_size = rank_and_world_size()[1]
     found = [(None, failed)]
     if world_size > 1:
         found = [None] * world_size
-        told = f'{type(error).__name__}: {error}' if error else None
-        dist.all_gather_object(found, (told, failed))
+        text = f'{type(error).__name__}: {error}' if error else None
+        dist.all_gather_object(found, (text, failed))
     if error is not None:
         raise error
-    for rank, (told, _) in enumerate(found):
-        if told:
-            raise BvtamError(f'process {rank} of {world_size} stopped: {told}')
+    for rank, (text, _) in enumerate(found):
+        if text:
+            raise BvtamError(f'process {rank} of {world_size} stopped: {text}')
     return [failure for _, failures in found for failure in failures]
 
 
@@ -161,7 +161,7 @@ def quiet_worker(_worker: int) -> None:
     """A decoding process leaves signals to its parent, which may have a step to finish, and ends with it.
 
     Ctrl-C and schedulers signal them all, and torch takes the end of a worker for a failure; one whose
-    parent is killed before it has looked around would wait for ever.
+    parent is killed before torch watches it would wait for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

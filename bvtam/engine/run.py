@@ -24,7 +24,7 @@ def train(
     progress: Callable[[int, int], object] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> RunResults:
-    """Trains by a recipe; what is written, and where, is told in `train.py`.
+    """Trains by a recipe; `train.py` lists the files that it writes.
 
     Args:
         recipe: see `Recipe.load`.

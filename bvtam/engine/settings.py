@@ -1,4 +1,4 @@
-"""Nested dataclasses from YAML and `key=value`, strictly: what is wrong is told by its full name."""
+"""Nested dataclasses from YAML and `key=value`: strict, with errors that name the setting in full."""
 
 from __future__ import annotations
 
