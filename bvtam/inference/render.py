@@ -24,7 +24,8 @@ from torchvision.transforms.v2 import functional as F
 from ..data.prepare.encode import Encoding
 from ..data.video.colors import UNTAGGED
 from ..data.video.open import open_video
-from ..data.video.reader import Reader, VideoError
+from ..data.video.reader import Reader
+from ..data.video.times import frames_at
 from ..data.video.write import write_video
 from ..errors import BvtamError, one_line
 from ..files import atomic_file
@@ -34,7 +35,6 @@ SUFFIXES = ('.mp4', '.gif')
 _MAX_LINES = 8  # labels in the timeline; as many colours can be told apart
 _LONGEST = 40  # characters of a label; so many are as wide as a frame
 _GIF_FPS, _GIF_WIDTH = 10, 320
-_CHUNK_BYTES = 128 << 20  # of frames at full size that are held at a time
 _BACK, _BAR, _TEXT = (0, 0, 0, 150), (31, 119, 180, 230), (255, 255, 255, 255)
 
 
@@ -163,8 +163,8 @@ def save_annotated(
     tell = progress or (lambda done, total: None)
 
     def images() -> Iterator[Image.Image]:
-        for i, (index, picture) in enumerate(_pictures(reader, indices)):
-            yield draw(index, _narrow(picture) if gif else _even(picture))
+        for i, picture in enumerate(reader.read_in_turn(indices)):
+            yield draw(indices[i], _narrow(picture) if gif else _even(picture))
             tell(i + 1, len(indices))
 
     tell(0, len(indices))
@@ -230,26 +230,12 @@ def _narrow(picture_CHW: Tensor) -> Tensor:
 # ---- reading and writing ----
 
 
-def _pictures(reader: Reader, indices: list[int]) -> Iterator[tuple[int, Tensor]]:
-    """Index and frame (C, H, W), read some at a time, so that a long video needs little memory."""
-    place, step = 0, 1
-    while place < len(indices):
-        chunk = indices[place : place + step]
-        try:
-            pictures = reader.read(chunk)
-        except OSError as error:  # apart from those of the output
-            raise VideoError(error) from None
-        yield from zip(chunk, pictures, strict=True)
-        place += step
-        step = max(1, _CHUNK_BYTES // pictures[0].numel())
-
-
 def _gif_frames(reader: Reader) -> tuple[list[int], list[int]]:
     """Frames on screen at 0, 0.1, 0.2, ... seconds, each once; and the hundredths of a second at
     which they appear and the last one ends."""
     step = 100 // _GIF_FPS
     moments = torch.arange(math.ceil(reader.duration * _GIF_FPS - 1e-5)).double() / _GIF_FPS
-    shown = torch.searchsorted(reader.times, moments + 1e-6, right=True) - 1
+    shown = frames_at(reader.times, moments)
     indices, counts = shown.unique_consecutive(return_counts=True)
     starts = [0, *(counts.cumsum(0) * step).tolist()[:-1]]
     return indices.tolist(), [*starts, max(starts[-1] + 2, round(100 * reader.duration))]

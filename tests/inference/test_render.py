@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bvtam.data.video import reader
 from bvtam.data.video.in_memory import FrameArray
 from bvtam.errors import BvtamError
-from bvtam.inference import render
 from bvtam.inference.render import save_annotated, save_timeline
 
 GREY, WHITE = 100, 255
@@ -180,11 +180,11 @@ def test_frames_are_read_some_at_a_time(tmp_path, monkeypatch):
     sizes = []
 
     class Watched(FrameArray):
-        def read(self, indices):
+        def read_each(self, indices, function):
             sizes.append(len(indices))
-            return super().read(indices)
+            return super().read_each(indices, function)
 
-    monkeypatch.setattr(render, '_CHUNK_BYTES', 10 * 3 * 32 * 32)
+    monkeypatch.setattr(reader, '_CHUNK_BYTES', 10 * 3 * 32 * 32)
     video = Watched(np.full((64, 32, 32, 3), GREY, np.uint8))
     save_annotated(of_video((0, 0.5)), video, tmp_path / 'out.mp4')
     assert sizes == [1, 10, 10, 10, 10, 10, 10, 3]
@@ -204,10 +204,10 @@ def test_the_video_itself_is_never_written(tmp_path):
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     class Gone(FrameArray):
-        def read(self, indices):
+        def read_each(self, indices, function):
             if 1 in indices:
                 raise OSError('gone')
-            return super().read(indices)
+            return super().read_each(indices, function)
 
     out = tmp_path / 'out'
     out.mkdir()

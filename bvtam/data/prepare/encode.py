@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,8 @@ log = logging.getLogger('bvtam')
 
 FORMATS = {'video': (18, 0, 51), 'frames': (95, 1, 100)}  # quality: by default, least, most
 IMAGE_NAME = '{:05d}.jpg'  # counted from 1, as in the authors' frame folders
-_CHUNK_BYTES = 64 << 20  # of pictures that are held at a time
 _TOLERANCE = 1e-6  # seconds; times are rounded
-_HUNG = 60  # time limits without a chunk of frames: the decoder never returns
+_HUNG = 60  # time limits without a frame: the decoder never returns
 
 
 @dataclass
@@ -108,6 +107,11 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
         BvtamError: the video cannot be read.
         OSError: the output cannot be written.
     """
+
+    def resize(frame: Tensor) -> Tensor:
+        watch(_HUNG * time_limit)
+        return _resized(frame, encoding.size)
+
     watch(_HUNG * time_limit)
     try:
         with machine_errors(part.source):
@@ -116,8 +120,7 @@ def encode(part: Record, path: Path, encoding: Encoding, time_limit: float) -> i
             tags = reader.tags if encoding.format == 'video' else UNTAGGED
     except OSError as error:
         raise VideoError(error) from None
-    chunks = _chunks(reader, indices, encoding.size, _HUNG * time_limit)
-    pictures = (picture for chunk in chunks for picture in chunk)
+    pictures = reader.read_in_turn(indices, resize)
     if encoding.format == 'frames':
         write_frames(path, pictures, encoding.quality)
         return len(indices)
@@ -151,27 +154,12 @@ def _selection(reader: Reader, part: Record, fps: float | None) -> tuple[list[in
     return frames_at(reader.times, start + times).tolist(), times, count / fps
 
 
-def _chunks(reader: Reader, indices: Sequence[int], size: int, patience: float) -> Iterator[Tensor]:
-    """The frames at `indices`, resized, some at a time, so that a long video needs little memory."""
-
-    def smaller(picture: Tensor) -> Tensor:
-        sides = picture.shape[2:]
-        short = min(sides)
-        scaled = [
-            max(2, (side * size // short if short > size else side) // 2 * 2) for side in sides
-        ]
-        return F.resize(picture, scaled, antialias=True)
-
-    place, step = 0, 1
-    while place < len(indices):
-        watch(patience)
-        try:
-            pictures = torch.cat(reader.read_each(indices[place : place + step], smaller))
-        except OSError as error:  # apart from those of the output
-            raise VideoError(error) from None
-        place += step
-        step = max(1, _CHUNK_BYTES // pictures[0].numel())
-        yield pictures
+def _resized(frame: Tensor, size: int) -> Tensor:
+    """The frame with a shorter side of `size` pixels at most, and even sides."""
+    sides = frame.shape[2:]
+    short = min(sides)
+    scaled = [max(2, (side * size // short if short > size else side) // 2 * 2) for side in sides]
+    return F.resize(frame, scaled, antialias=True)
 
 
 def write_frames(folder: Path, pictures: Iterable[Tensor], quality: int) -> None:

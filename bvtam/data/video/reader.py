@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import operator
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from functools import wraps
@@ -21,6 +21,7 @@ from .memory import DECODING, frame_bytes
 from .times import frames_at, frames_from
 
 Result = TypeVar('Result')
+_CHUNK_BYTES = 64 << 20  # of frames that are read in turn
 
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -154,6 +155,26 @@ class Reader:
     def _read_each(self, indices: list[int], function: Callable[[Tensor], Result]) -> list[Result]:
         found = {index: function(self._read([index])) for index in sorted(set(indices))}
         return [found[index] for index in indices]
+
+    def read_in_turn(
+        self, indices: Sequence[int], function: Callable[[Tensor], Tensor] = lambda frame: frame
+    ) -> Iterator[Tensor]:
+        """`function` of each of the frames at `indices`, one after the other, (C, H, W).
+
+        Some are decoded at a time, so that a long video needs little memory.
+
+        Raises:
+            As `read_each`; an `OSError` as a `VideoError`, which tells it from one of the output.
+        """
+        place, step = 0, 1
+        while place < len(indices):
+            try:
+                frames = self.read_each(indices[place : place + step], function)
+            except OSError as error:
+                raise VideoError(error) from None
+            yield from (frame[0] for frame in frames)
+            place += step
+            step = max(1, _CHUNK_BYTES // frames[0].numel())
 
     def _checked(self, indices: Iterable[int]) -> list[int]:
         wanted = [operator.index(i) for i in indices]

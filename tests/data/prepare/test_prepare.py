@@ -24,6 +24,7 @@ from bvtam.data.prepare import run as module
 from bvtam.data.prepare.run import prepare
 from bvtam.data.prepare.workers import Crash, outcomes, watch
 from bvtam.data.records import Record
+from bvtam.data.video import reader
 from bvtam.data.video.in_memory import FrameArray
 from bvtam.data.video.open import open_video
 from bvtam.data.video.write import write_video
@@ -462,10 +463,12 @@ def test_mpeg4_takes_the_place_of_x264(tmp_path, monkeypatch, caplog):
 
 def test_a_long_video_needs_little_memory(monkeypatch):
     frames = torch.randint(256, (50, 3, 40, 60), dtype=torch.uint8)
-    monkeypatch.setattr(encode, '_CHUNK_BYTES', 8 * 3 * 20 * 30)
-    chunks = list(encode._chunks(FrameArray(frames), range(50), 20, 60.0))
-    assert max(map(len, chunks)) == 8
-    small = torch.cat(chunks).permute(0, 2, 3, 1).int().numpy()
+    monkeypatch.setattr(reader, '_CHUNK_BYTES', 8 * 3 * 20 * 30)
+    asked, read = [], FrameArray.read_each
+    monkeypatch.setattr(FrameArray, 'read_each', lambda *args: asked.append(args[1]) or read(*args))
+    pictures = FrameArray(frames).read_in_turn(range(50), lambda frame: encode._resized(frame, 20))
+    small = torch.stack(list(pictures)).permute(0, 2, 3, 1).int().numpy()
+    assert max(map(len, asked)) == 8
     assert np.abs(small - resized(frames.permute(0, 2, 3, 1).numpy(), 30, 20)).max() <= 1
 
 
