@@ -100,10 +100,12 @@ def model_source(source: str | os.PathLike[str]) -> str:
         FileNotFoundError: a path where no model is.
     """
     text = os.fspath(source)
+    if not isinstance(source, str):
+        return f'local-dir:{zoo.model_folder(source)}'
     if text.startswith('local-dir:'):
         folder = text.removeprefix('local-dir:')
         return f'local-dir:{zoo.model_folder(folder)}' if os.path.isdir(folder) else text
-    known = text.partition('.')[0] in list_models() and isinstance(source, str)
+    known = text.partition('.')[0] in list_models()
     if known and ('.' not in text or resolve.where(text)):
         return text
     if os.path.isdir(text) or (os.sep in text and ':' not in text):

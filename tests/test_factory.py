@@ -41,6 +41,16 @@ def test_a_folder_that_is_named_gives_its_weights(run, form):
     assert model.label_names == ['left', 'right']
 
 
+def test_a_path_is_a_path(run, monkeypatch):
+    monkeypatch.chdir(run.parents[1])
+    want = load_file(run / 'best' / 'model.safetensors')
+    for source in (run, run / 'best', Path(run.parent.name, 'mine'), f'{run.parent.name}/mine'):
+        assert same(weights(bvtam.create_model(source)), want)
+    with pytest.raises(FileNotFoundError, match='no such folder'):
+        bvtam.create_model(Path('bvtam_tiny_8x2'))
+    assert not same(weights(bvtam.create_model('bvtam_tiny_8x2', num_classes=2)), want)
+
+
 def test_random_weights_have_no_label_names(run, caplog):
     model = bvtam.create_model(f'local-dir:{run}', pretrained=False)
     assert not same(weights(model), load_file(run / 'best' / 'model.safetensors'))

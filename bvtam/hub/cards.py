@@ -143,7 +143,7 @@ def _how_to_get(entry: Entry) -> str:
             'into your cache, and never again.'
         )
     return (
-        f'## Weights\n\nThey lie behind a web page: open {entry.page} in a browser, save `{entry.file}`, then run, '
+        f'## Weights\n\nThey are behind a web page: open {entry.page} in a browser, save `{entry.file}`, then run, '
         f'once,\n\n```\nbvtam convert {entry.file} --name {entry.name}\n```'
     )
 

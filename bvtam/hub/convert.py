@@ -359,7 +359,7 @@ def _ibm_variant(arch: str) -> dict[str, Any]:
 
 
 def _read_labels(path: str | os.PathLike, num_classes: int) -> list[str]:
-    from ..data.labels import read_labels  # a room above this one
+    from ..data.labels import read_labels  # torch.hub does without what reads data
 
     path = Path(path)
     if not path.is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from timm.models._builder import build_model_with_cfg
-from torch import nn
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
 
 from ..clip import IMAGENET_MEAN, IMAGENET_STD, ClipConfig
 from ..errors import BvtamError, nearest, one_line
@@ -69,6 +70,27 @@ def default_cfg(first_conv: str, classifier: str, num_classes: int, **kwargs: An
 def check_pool(num_classes: int, global_pool: str) -> None:
     if num_classes and not global_pool:
         raise BvtamError("global_pool='' needs num_classes=0: there is nothing to classify")
+
+
+def intermediates(
+    model: nn.Module,
+    walk: Iterable[tuple[str, Tensor]],
+    indices: int | list[int] | None,
+    stop_early: bool,
+    output_fmt: str,
+) -> tuple[Tensor, list[Tensor]]:
+    """The last features of a walk through `model`, and those of `feature_info` that are asked for."""
+    if output_fmt != 'NCHW':
+        raise ValueError(f'output_fmt must be NCHW, not {output_fmt}')
+    names = [info['module'] for info in model.feature_info]
+    take, last = feature_take_indices(len(names), indices)
+    found = []
+    for name, features in walk:
+        if name in names and names.index(name) in take:
+            found.append(features)
+        if stop_early and name == names[last]:
+            break
+    return features, found
 
 
 def build(

@@ -20,7 +20,6 @@ from timm.models import (
     regnet,
     resnet,
 )
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import BvtamError, nearest
@@ -39,7 +38,7 @@ from ..layers.residual import (
 )
 from ..layers.streaming import MaxPool, StreamStage
 from ..layers.temporal import NoTemporal
-from ._build import check_pool
+from ._build import check_pool, intermediates
 
 # Models whose forward_features is: every child before this one, in the order of definition.
 HEAD = {
@@ -265,17 +264,8 @@ class TemporalNet(nn.Module):
         """Features of the stem and the stages (`feature_info`), each (B, C, T', h, w), before any
         pooling over time. The arguments are those of `BLResNet.forward_intermediates`.
         """
-        if output_fmt != 'NCHW':
-            raise ValueError(f'output_fmt must be NCHW, not {output_fmt}')
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        wanted = [self.feature_info[i]['module'] for i in take]
-        intermediates = []
-        for name, features in self._walk(x):
-            if name in wanted:
-                intermediates.append(features)
-            if stop_early and name == self.feature_info[last]['module']:
-                break
-        return intermediates if intermediates_only else (features, intermediates)
+        last, found = intermediates(self, self._walk(x), indices, stop_early, output_fmt)
+        return found if intermediates_only else (last, found)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -10,7 +10,7 @@ Shapes: N clips of K pairs are folded into the batch, (N*K, C, H, W); an image i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from ..layers.recompute import (
 )
 from ..layers.tam import stack_tam_weights
 from ._bl_blocks import BLModule, Bottleneck, Chain, Stem
-from ._build import build, check_pool, default_cfg
+from ._build import build, check_pool, default_cfg, intermediates
 
 __all__ = ['BLResNet']
 
@@ -179,9 +179,6 @@ class BLResNet(nn.Module):
     def _unfold(self, x: Tensor, num_pairs: int) -> Tensor:
         return x
 
-    def _stages(self) -> tuple[nn.Module, ...]:
-        return self.stem, self.layer1, self.layer2, self.layer3, self.layer4
-
     def _run(self, stage: nn.Module, x: Tensor, num_pairs: int) -> Tensor:
         if torch.is_grad_enabled():
             if self.grad_checkpointing:
@@ -190,12 +187,18 @@ class BLResNet(nn.Module):
                 return checkpoint(stage, x, num_pairs, keep_convolutions=True)
         return stage(x, num_pairs)
 
+    def _walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The name and the output of the stem and of each stage in turn."""
+        x, num_pairs = self._fold(x)
+        for name in ('stem', 'layer1', 'layer2', 'layer3', 'layer4'):
+            x = self._run(self.get_submodule(name), x, num_pairs)
+            yield name, self._unfold(x, num_pairs)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, num_features, h, w), h = H/32 rounded up."""
-        x, num_pairs = self._fold(x)
-        for stage in self._stages():
-            x = self._run(stage, x, num_pairs)
-        return self._unfold(x, num_pairs)
+        for _, features in self._walk(x):
+            x = features
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, h, w) -> (B, num_classes), or (B, num_features) with `pre_logits`."""
@@ -223,20 +226,8 @@ class BLResNet(nn.Module):
             output_fmt: 'NCHW', the only one; video models put time after the channels.
             intermediates_only: return the list alone.
         """
-        if output_fmt != 'NCHW':
-            raise ValueError(f'output_fmt must be NCHW, not {output_fmt}')
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        x, num_pairs = self._fold(x)
-        intermediates = []
-        for i, stage in enumerate(self._stages()):
-            if stop_early and i > last:
-                break
-            x = self._run(stage, x, num_pairs)
-            if i in take:
-                intermediates.append(self._unfold(x, num_pairs))
-        if intermediates_only:
-            return intermediates
-        return self._unfold(x, num_pairs), intermediates
+        last, found = intermediates(self, self._walk(x), indices, stop_early, output_fmt)
+        return found if intermediates_only else (last, found)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -4,10 +4,17 @@ Fan et al., "More Is Less: Learning Efficient Video Representations by Big-Littl
 Depthwise Temporal Aggregation", NeurIPS 2019, arXiv 1912.00869. Must equal the release
 IBM/bLVNet-TAM (Apache-2.0), whose checkpoints it loads.
 
-What it adds to `bl_resnet.py`: the even frame of a pair feeds Little and the odd one Big; a temporal
-operator stands before the two branches of the stem and of each module, and in every bottleneck of
-layer 4. After the stem a pair is one tensor: T frames cost T/2. No step depends on T, so one set of
-weights serves 8x2, 16x2, 24x2 and 32x2 frames; the names differ by the ClipConfig alone.
+The pair form, all that it adds to `bl_resnet.py` and its blocks (`_bl_blocks.py`):
+
+    frames    0 1 | 2 3 | 4 5 | ...     a pair is two frames, K = T/2 pairs
+    Little    0     2     4             sees the even frame of each pair, at full resolution
+    Big         1     3     5           sees the odd one, at half
+    sum       (01)  (23)  (45)          after the branches a pair is one tensor: T frames cost T/2
+
+Before the branches of the stem (`split`) and of each module (`pair`) a temporal operator lets frames see
+their neighbours, as it does in every bottleneck of layer 4; from the stem on it reads one tensor as both
+frames of a pair (`layers/pairs.py`). No step depends on T, so one set of weights serves 8x2, 16x2, 24x2
+and 32x2 frames; the names differ by the ClipConfig alone.
 """
 
 from __future__ import annotations

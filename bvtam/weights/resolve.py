@@ -129,7 +129,7 @@ def find(arch: str, tag: str = '') -> Path:
         )
     if not entry.url:
         raise BvtamError(
-            f'the weights {entry.name} lie behind a web page: open {entry.page} in a browser, save '
+            f'the weights {entry.name} are behind a web page: open {entry.page} in a browser, save '
             f'{entry.file}, then run `bvtam convert {entry.file} --name {entry.name}`, once'
         )
     assert downloader, 'bvtam.factory sets it'

@@ -1,6 +1,7 @@
 """One new file in `bvtam/models/` is a new family, in all that runs over the models."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,5 +72,5 @@ def test_a_new_file_is_listed_created_saved_optimised_and_exported(checkout):
 @pytest.mark.slow
 def test_a_new_file_is_tested(checkout):
     tests = 'tests/models/test_models.py'
-    said = run(checkout, '-m', 'pytest', '-n', '0', '-v', '-rs', tests, '-k', NAME)
-    assert 'skipped' not in said and said.count('PASSED') >= 11
+    said = run(checkout, '-m', 'pytest', '-n', '0', tests, '-k', NAME)
+    assert re.search(r'\b1[1-9] passed, \d+ deselected in', said), said  # none is skipped
