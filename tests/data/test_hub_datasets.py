@@ -169,6 +169,14 @@ def test_epochs_of_shards_are_shuffled(shards):
     assert groups != sorted(groups) == [[i, i + 1, i + 2] for i in range(0, 12, 3)]
 
 
+def write_tar(path, files):
+    with tarfile.open(path, 'w') as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
 def test_shards_with_faults(records, tmp_path):
     path = str(tmp_path / 'faults.tar')
     with open(records[0].source, 'rb') as file:
@@ -181,11 +189,7 @@ def test_shards_with_faults(records, tmp_path):
         'e.v2.mp4': video, 'e.cls': b'1',
         'f.mp4': video,
     }  # fmt: skip
-    with tarfile.open(path, 'w') as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    write_tar(path, files)
     names = ['walk', 'run']
     samples = list(webdataset_clips(path, CLIP, labels=names, on_error='skip'))
     assert [s['label'] for s in samples if s['clip'] is not None] == [1, 1]
@@ -212,11 +216,7 @@ def test_names_with_dots_and_several_videos_of_a_key(records, tmp_path):
         'v1.2.3.mp4': video, 'v1.2.json': b'{"label": 4}',
         'none.a.mp4': video, 'none.b.cls': b'1',
     }  # fmt: skip
-    with tarfile.open(path, 'w') as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    write_tar(path, files)
     samples = list(webdataset_clips(path, CLIP, on_error='skip'))
     read = {s['video'].rpartition('/')[2]: s['label'] for s in samples if s['clip'] is not None}
     assert read == {

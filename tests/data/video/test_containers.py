@@ -216,40 +216,31 @@ def test_the_last_picture_has_its_own_duration(tmp_path):
 # ---- tracks ----
 
 
-@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'mov'])
-def test_the_default_of_several_videos(tmp_path, suffix):
-    path = tmp_path / f'a.{suffix}'
-    with av.open(str(path), 'w') as container:
-        streams = []
-        for side in (32, 64):
-            stream = container.add_stream('mpeg4', rate=25)
-            stream.width = stream.height = side
-            stream.disposition = Disposition.default if side == 64 else Disposition(0)
-            streams.append(stream)
-        for stream, count in zip(streams, (4, 20), strict=True):
-            for picture in frames(count, stream.width):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
-            container.mux(stream.encode(None))
-    video = VideoFile(path)
-    assert video.num_frames == 20 and video.read([3]).shape == (1, 3, 64, 64)
-
-
-@pytest.mark.parametrize('suffix', ['ts', 'mkv'])
-def test_the_largest_of_equal_videos(tmp_path, suffix):
+@pytest.mark.parametrize(
+    'suffix, codec, default',
+    [
+        ('mp4', 'mpeg4', True),
+        ('mkv', 'mpeg4', True),
+        ('mkv', 'mpeg2video', False),
+        ('ts', 'mpeg2video', False),
+    ],
+)
+def test_the_default_or_the_largest_of_several_videos(tmp_path, suffix, codec, default):
     """As ffmpeg takes it; the other may be a programme of which a recording has a few packets."""
     path = tmp_path / f'a.{suffix}'
     with av.open(str(path), 'w') as container:
-        streams = [container.add_stream('mpeg2video', rate=25) for _ in range(2)]
+        streams = [container.add_stream(codec, rate=25) for _ in range(2)]
         for stream, side in zip(streams, (32, 64), strict=True):
             stream.width = stream.height = side
             stream.pix_fmt = 'yuv420p'
-            stream.disposition = Disposition(0)
+            stream.disposition = Disposition.default if default and side == 32 else Disposition(0)
         for stream, count in zip(streams, (4, 20), strict=True):
             for picture in frames(count, stream.width):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
             container.mux(stream.encode(None))
+    count, side = (4, 32) if default else (20, 64)
     video = VideoFile(path)
-    assert video.num_frames == 20 and video.read([3]).shape == (1, 3, 64, 64)
+    assert video.num_frames == count and video.read([3]).shape == (1, 3, side, side)
 
 
 def test_a_programme_that_is_not_in_the_recording(tmp_path):
