@@ -1,6 +1,7 @@
 """Exported nets against the nets that they were made of."""
 
 import json
+import pickle
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -19,8 +20,6 @@ from bvtam.errors import BvtamError
 
 LIBRARIES = {'.onnx': ('onnx', 'onnxscript', 'onnxruntime'), '.pt2': ()}
 LIBRARIES['.xml'] = (*LIBRARIES['.onnx'], 'openvino')
-# The net's numbers; those of the file are float32.
-DTYPES = {'.onnx': torch.float16, '.xml': torch.bfloat16, '.pt2': torch.float32}
 SHAPES = ((1, 3, 16, 64, 64), (3, 3, 8, 75, 110), (2, 3, 4, 128, 96), (1, 3, 2, 17, 31))
 NETS = [
     ('bvtam_tiny_8x2', {}),
@@ -28,6 +27,34 @@ NETS = [
     pytest.param('bvtam_tiny_8x2', {'causal': True}, marks=pytest.mark.slow),
     pytest.param('tam_resnet50_f8', {'backbone': 'test_resnet'}, marks=pytest.mark.slow),
 ]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_trace_per_model():
+    """To trace a model takes most of an export: the files of equal models share its program."""
+    made = {}
+
+    def once(function, key):
+        def remembered(*args):
+            found = key(*args)
+            if found not in made:  # with the arguments, lest others get their ids
+                made[found] = function(*args), args
+            return made[found][0]
+
+        return remembered
+
+    def onnx_key(program, config, clips):
+        return id(program), config, id(clips)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, key in (('_program', pickle.dumps), ('_onnx_model', onnx_key)):
+            patch.setattr(export_module, name, once(getattr(export_module, name), key))
+        yield
+
+
+def rounded(name='bvtam_tiny_8x2', **options):
+    """A model in bfloat16; its file, in float32, holds the same numbers."""
+    return classifier(name, **options).bfloat16()
 
 
 def needs(suffix, *more):
@@ -59,11 +86,11 @@ def check_axes(path):
 @pytest.mark.parametrize(('name', 'options'), NETS)
 def test_an_exported_net_is_the_net(tmp_path, capfd, name, options, suffix):
     needs(suffix)
-    given = classifier(name, **options).to(DTYPES[suffix])
+    given = rounded(name, **options)
     net = deepcopy(given).float()
     path = tmp_path / f'net{suffix}'
     assert export(given, path) == path
-    assert {p.dtype for p in given.parameters()} == {DTYPES[suffix]}
+    assert {p.dtype for p in given.parameters()} == {torch.bfloat16}
     assert {p.suffix for p in tmp_path.iterdir()} <= {suffix, '.bin'}
     other = load(path)
     for shape in SHAPES:
@@ -87,7 +114,7 @@ def test_an_exported_net_is_the_net(tmp_path, capfd, name, options, suffix):
 @pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
 def test_eight_bits(tmp_path, suffix):
     needs(suffix, 'nncf')
-    net = classifier()
+    net = rounded().float()
     clips = list(calibration_clips('motion', net.clip_config, 8))
     whole = export(net, tmp_path / f'whole{suffix}')
     small = export(net, tmp_path / f'small{suffix}', clips)
@@ -159,7 +186,7 @@ def test_damaged_files(tmp_path, suffix):
 
 
 def test_the_command(tmp_path, capfd):
-    folder = bvtam.save_pretrained(classifier(), tmp_path / 'bvtam_tiny_8x2.own')
+    folder = bvtam.save_pretrained(classifier('tam_resnet18_f8'), tmp_path / 'tam_resnet18_f8.own')
     out = tmp_path / 'net.pt2'
     code, text, err = run(capfd, 'export', folder, out, '--json')
     assert code == 0, err

@@ -488,7 +488,10 @@ def run_rank(rank, folder, records, broken):
 
 def test_any_number_of_processes_counts_the_same(records, broken, tmp_path):
     (tmp_path / 'file').touch()
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path), records, broken), nprocs=3)
+    multiprocessing.set_forkserver_preload(['bvtam.engine.evaluate'])  # imported once for all
+    torch.multiprocessing.start_processes(
+        run_rank, (str(tmp_path), records, broken), nprocs=3, start_method='forkserver'
+    )
     seen = [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(3)]
 
     alone = evaluate(Probe(), records, workers=0)

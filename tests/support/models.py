@@ -41,7 +41,10 @@ def assert_streams(net, video, last=None):
             steps += found
         steps += stream.finish()
         assert [step.index for step in steps] == list(range(features.shape[2]))
-        torch.testing.assert_close(torch.stack([s.features for s in steps], 2), features)
+        # Deep models without a norm after their sums make 1e-9 of the largest out of one rounding.
+        largest = features.abs().max().item()
+        found = torch.stack([s.features for s in steps], 2)
+        torch.testing.assert_close(found, features, rtol=1e-7, atol=1e-7 * largest)
         if last is None:
             torch.testing.assert_close(steps[-1].logits, logits)
     return stream, steps
