@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import bvtam
-from bvtam.data.lists import read_labels
+from bvtam.data.labels import read_labels
 from bvtam.hub.convert import read_checkpoint
 
 

@@ -21,6 +21,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ class ListFile:
     """A file to recognise and to read; what is wrong in it is a `BvtamError` that names the line."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.is_json = path, path.suffix.lower() == '.json'
 
     @cached_property
     def lines(self) -> list[tuple[str, str]]:
@@ -102,10 +103,6 @@ class ListFile:
     @cached_property
     def json(self) -> Any:
         return read_json(self.path)
-
-    @property
-    def is_json(self) -> bool:
-        return self.path.suffix.lower() == '.json'
 
     @cached_property
     def _header(self) -> tuple[list[str], str]:
@@ -138,23 +135,20 @@ class ListFile:
             yield where, dict(zip(header, cells, strict=True))
 
     @cached_property
-    def _columns(self) -> tuple[str | None, int]:
-        """The separator of a file without a header, None for spaces, and then the most columns that there
-        are: names may have spaces."""
-        text = self.lines[0][1]
-        words = text.split()
-        numbers = next((i for i, w in enumerate(words[::-1]) if not is_number(w)), len(words))
-        count = min(numbers, 3, len(words) - 1) + 1
-        if ';' in text:
-            return ';', 0
-        if count == 1 and ',' in text:
-            return ',', 0
-        return None, 2 if count == 1 and len(words) == 2 else count
-
-    @property
     def separator(self) -> str | None:
         """';' or ',' of a file without a header, None for spaces."""
-        return self._columns[0]
+        text = self.lines[0][1]
+        if ';' in text:
+            return ';'
+        *others, last = text.split()
+        return ',' if ',' in text and not (others and is_number(last)) else None
+
+    @cached_property
+    def _spaces(self) -> int:
+        """How many spaces part columns, counted from the right: names of videos may have spaces."""
+        words = self.lines[0][1].split()
+        numbers = sum(1 for _ in takewhile(is_number, reversed(words)))
+        return 1 if len(words) == 2 else min(numbers, 3, len(words) - 1)
 
     @cached_property
     def numbers(self) -> int:
@@ -164,10 +158,11 @@ class ListFile:
         return len(between) - 1 if counted and self.separator != ',' else 0
 
     def _split(self, where: str, text: str) -> list[str]:
-        sep, columns = self._columns
-        if sep is None:
-            return text.rsplit(None, columns - 1)
-        return _cells(where, text) if sep == ',' else [cell.strip() for cell in text.split(';')]
+        if self.separator is None:
+            return text.rsplit(None, self._spaces)
+        if self.separator == ',':
+            return _cells(where, text)
+        return [cell.strip() for cell in text.split(';')]
 
     def cells(self) -> Iterator[tuple[str, list[str]]]:
         """The lines of a file without a header: place and cells, of which the first is not empty."""
