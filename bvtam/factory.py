@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -82,14 +83,19 @@ def create_model(
         pretrained = ':' in model_name
     weights = pretrained and not options.get('allow_pickle')
     arch, cfg = _locate(model_name, weights, options.get('cache_dir'))
+    make = _entry_point(arch)
+    if unsaid and not pretrained and names_weights(model_name):
+        log.warning('%s: random weights, since pretrained=True is not given', model_name)
+    options = {k: v for k, v in options.items() if v is not None}  # as timm's factory does
+    return make(pretrained=pretrained, pretrained_cfg=cfg or None, **options)
+
+
+def _entry_point(arch: str) -> Callable[..., nn.Module]:
     if arch not in list_models():
         raise BvtamError(
             f'unknown model {arch!r}{nearest(arch, list_models())}; `bvtam list` shows all'
         )
-    if unsaid and not pretrained and names_weights(model_name):
-        log.warning('%s: random weights, since pretrained=True is not given', model_name)
-    options = {k: v for k, v in options.items() if v is not None}  # as timm's factory does
-    return model_entrypoint(arch)(pretrained=pretrained, pretrained_cfg=cfg or None, **options)
+    return model_entrypoint(arch)
 
 
 def model_source(source: str | os.PathLike[str]) -> str:
@@ -118,13 +124,14 @@ def names_weights(model_name: str | os.PathLike[str]) -> bool:
     return model_source(model_name) not in list_models()
 
 
-def architecture(model_name: str) -> str:
-    """That of a name as `create_model` takes it; of a folder or a Hub repo its config.json tells.
+def input_kind(model_name: str) -> str:
+    """'image' or 'clip': the input of a model by its name, as `create_model` takes it.
 
     Raises:
         BvtamError, FileNotFoundError: as `create_model`.
     """
-    return _locate(model_name)[0]
+    with torch.device('meta'):
+        return _entry_point(_locate(model_name)[0])().input_kind
 
 
 def _locate(model_name: str, weights: bool = False, cache: Any = None) -> tuple[str, Any]:

@@ -33,7 +33,6 @@ from ..data.video.folders import check_frames, of_folder
 from ..data.video.open import open_video
 from ..errors import BvtamError
 from ..files import atomic_file
-from ..models.blvnet import BLVNet
 from ..optional import library
 from .runtimes import AXES, KEY, SUFFIXES, apart
 
@@ -115,7 +114,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
         'label_names': model.label_names,
         'input_kind': model.input_kind,
         'clip': model.clip_config.to_dict() if model.clip_config else None,
-        'frame_multiple': 2 if isinstance(model, BLVNet) else 1,
+        'frame_multiple': getattr(model, 'frames_per_step', 1),
     }
 
 

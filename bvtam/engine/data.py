@@ -20,7 +20,7 @@ from ..data.motion.clips import MotionClips, TwoLengths
 from ..data.sampling import sample_seed
 from ..data.transforms import TrainTransform, check_channels
 from ..errors import BvtamError, one_line
-from ..factory import architecture
+from ..factory import input_kind
 from .counts import MOST_CLASSES
 from .recipe import Recipe
 
@@ -65,8 +65,7 @@ def _load_videos(recipe: Recipe) -> tuple[list[Record], list[Record], list[str] 
     data = recipe.data
     if not (data.path or data.train):
         raise BvtamError('no data: name a dataset with --data DIR (data.path in the recipe)')
-    images = architecture(recipe.model).startswith('blresnet')
-    load = load_images if images else load_records
+    load = load_images if input_kind(recipe.model) == 'image' else load_records
     options = {'root': data.root or None, 'seed': recipe.run.seed, 'urls': data.urls}
     first, second, splits = data.train, data.val, ('', '')
     if data.path:

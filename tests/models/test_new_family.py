@@ -48,6 +48,7 @@ SCRIPT = f"""
 import timm, torch
 import bvtam, hubconf
 from bvtam.cli import app
+from bvtam.factory import input_kind
 from typer.testing import CliRunner
 
 assert bvtam.list_models()[-1] != '{NAME}' in bvtam.list_models(), 'in the order of the files'
@@ -55,6 +56,7 @@ assert '{NAME}' in CliRunner().invoke(app, ['list']).output.split()
 model = hubconf.{NAME}(num_classes=3, temporal='max').eval()
 assert type(model) is bvtam.models.MeanFrames and model.clip_config.num_frames == 4
 bvtam.save_pretrained(model, 'saved')
+assert input_kind('./saved') == input_kind('mean_frames_f4') == 'clip'
 clip = torch.randn(1, 3, 4, 64, 64)
 with torch.no_grad():
     for again in (bvtam.create_model('./saved'), timm.create_model('local-dir:saved', pretrained=True)):
