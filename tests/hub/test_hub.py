@@ -33,10 +33,11 @@ def test_every_registered_name_is_offered_and_nothing_else():
     assert offered == set(bvtam.list_models())
 
 
-@pytest.mark.parametrize('name', bvtam.list_models())
-def test_torch_hub_loads(name):
-    model = torch.hub.load(str(ROOT), name, source='local', num_classes=2)
-    assert model.num_classes == 2 and model.model_name == name
+def test_torch_hub_loads():
+    for name in bvtam.list_models():
+        with torch.device('meta'):
+            model = torch.hub.load(str(ROOT), name, source='local', num_classes=2)
+        assert model.num_classes == 2 and model.model_name == name
 
 
 def test_dependencies_are_complete():
@@ -94,7 +95,7 @@ def test_torch_hub_from_the_zip_it_downloads(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['bvtam_tiny_8x2', 'tam_resnet18_f8', 'blresnet50'])
-def test_saved_nets_come_back(name, tmp_path):
+def test_saved_models_come_back(name, tmp_path):
     options = {'temporal_range': 5} if 'ta' in name else {'alpha': 4}
     plain = getattr(bvtam.models, name)(num_classes=3, **options).eval()
     model = plain.to(memory_format=torch.channels_last)

@@ -121,7 +121,7 @@ def test_a_name_without_its_weights_downloads_nothing(monkeypatch):
     assert build_model(chosen, None, 3).num_classes == 3
 
 
-def test_only_nets_of_the_zoo_are_saved(tmp_path):
+def test_only_models_of_the_zoo_are_saved(tmp_path):
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
     folder = bvtam.save_pretrained(torch.compile(model, backend='eager'), tmp_path / 'model')
     saved = bvtam.create_model(f'local-dir:{folder}', pretrained=True).state_dict()

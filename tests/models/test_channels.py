@@ -27,7 +27,7 @@ from bvtam.inference.stream import predict_stream
 SMALL = {'width': 8, 'layers': (2, 2, 2, 1), 'drop_rate': 0}
 
 
-def net_of(channels, classes=2, **options):
+def model_of(channels, classes=2, **options):
     model = bvtam.create_model(
         'bvtam_tiny_8x2', num_classes=classes, in_chans=channels, **SMALL, **options
     )
@@ -39,7 +39,7 @@ def net_of(channels, classes=2, **options):
 def grey(tmp_path_factory):
     """A zoo folder of a grey model, and a folder of classes."""
     top = tmp_path_factory.mktemp('grey')
-    model = net_of(1)
+    model = model_of(1)
     model.label_names = ['dark', 'light']
     for video in range(4):
         folder = top / 'data' / model.label_names[video // 2]
@@ -48,16 +48,16 @@ def grey(tmp_path_factory):
     return bvtam.save_pretrained(model, top / 'model'), top / 'data'
 
 
-def test_mean_and_std_are_of_the_channels_of_the_net():
-    assert net_of(1).clip_config.mean == (0.449,) and net_of(1).clip_config.std == (0.226,)
-    assert net_of(5).clip_config.mean == (0.449,) * 5
-    assert net_of(3).clip_config.mean == (0.485, 0.456, 0.406)
+def test_mean_and_std_are_of_the_channels_of_the_model():
+    assert model_of(1).clip_config.mean == (0.449,) and model_of(1).clip_config.std == (0.226,)
+    assert model_of(5).clip_config.mean == (0.449,) * 5
+    assert model_of(3).clip_config.mean == (0.485, 0.456, 0.406)
 
 
 def test_grey_levels_are_those_of_pillow():
     frames = torch.randint(0, 256, (4, 3, 40, 48), dtype=torch.uint8)
     frames[0] = 255
-    clip = replace(net_of(1).clip_config, resize=40, crop_size=40)
+    clip = replace(model_of(1).clip_config, resize=40, crop_size=40)
     pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
     expected = torch.from_numpy(np.stack([np.asarray(p.convert('L')) for p in pictures]))
     assert torch.equal(to_crops(frames, clip)[0, 0], expected[..., 4:44])
@@ -72,11 +72,11 @@ def test_grey_frames_in_memory_are_videos():
     for frames in (grey[..., None], torch.from_numpy(grey)[:, None], list(grey)):
         read = open_video(frames).read(range(4))
         assert torch.equal(read, torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1))
-    model = net_of(1)
+    model = model_of(1)
     assert bvtam.predict(model, grey[..., None]) == bvtam.predict(model, grey[:, None].repeat(3, 1))
 
 
-def test_every_command_feeds_a_grey_net(grey, tmp_path, capfd):
+def test_every_command_feeds_a_grey_model(grey, tmp_path, capfd):
     folder, data = grey
     video = str(next(data.rglob('*.mp4')))
     model = '--model', str(folder)
@@ -96,7 +96,7 @@ def test_every_command_feeds_a_grey_net(grey, tmp_path, capfd):
     assert demo.look(bvtam.create_model(folder), video)[0].keys() == {'dark', 'light'}
 
 
-def test_a_grey_net_is_trained_on_videos_and_on_images(grey, tmp_path, capfd):
+def test_a_grey_model_is_trained_on_videos_and_on_images(grey, tmp_path, capfd):
     small = (
         'epochs=1',
         'batch_size=4',
@@ -119,10 +119,10 @@ def test_a_grey_net_is_trained_on_videos_and_on_images(grey, tmp_path, capfd):
     assert code == 0, err
 
 
-def test_a_grey_net_starts_from_weights_of_colour(tmp_path, caplog):
-    first = net_of(3, 4)
+def test_a_grey_model_starts_from_weights_of_colour(tmp_path, caplog):
+    first = model_of(3, 4)
     folder = bvtam.save_pretrained(first, tmp_path / 'first')
-    model = net_of(1)
+    model = model_of(1)
     initialise(model, folder)
     grey, colour = model.stem.conv1.weight, first.stem.conv1.weight
     assert torch.allclose(grey, colour.sum(1, keepdim=True))
@@ -131,14 +131,14 @@ def test_a_grey_net_starts_from_weights_of_colour(tmp_path, caplog):
 
 def test_motion_clips_are_made_grey(grey):
     labels = MotionClips(family='all').label_names
-    model = net_of(1, len(labels))
+    model = model_of(1, len(labels))
     model.label_names = labels
     assert evaluate_motion(model, 4, workers=0)['num_videos'] == 4
 
 
 @pytest.mark.parametrize('channels', [2, 5])
 def test_other_numbers_of_channels_are_refused_before_work(channels, grey, tmp_path, capfd):
-    model, video = net_of(channels), 'not there.mp4'
+    model, video = model_of(channels), 'not there.mp4'
     told = rf'takes {channels} channels.*tensors \(B, {channels}, T, H, W\) in Python'
     records, _ = load_records(grey[1])
     for ask in (
@@ -166,7 +166,7 @@ def test_other_numbers_of_channels_are_refused_before_work(channels, grey, tmp_p
 
 
 def test_a_mean_of_other_channels_is_told():
-    model = net_of(1)
+    model = model_of(1)
     model.clip_config = replace(model.clip_config, mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(BvtamError, match='takes 1 channel, but clip.mean and clip.std are of 3'):
         bvtam.predict(model, 'not there.mp4')

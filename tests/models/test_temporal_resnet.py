@@ -56,7 +56,7 @@ def lively(model):
     return model.eval()
 
 
-def net18(**options):
+def model18(**options):
     torch.manual_seed(0)
     return lively(TemporalNet('resnet18', num_classes=5, **options))
 
@@ -150,7 +150,7 @@ def resnet18_by_hand(state, clip, temporal, every=1, pool=False):
     ],
 )
 def test_equals_a_resnet_written_by_hand(frames, options):
-    model = net18(**options).double()
+    model = model18(**options).double()
     clips = torch.randn(2, 3, frames, 40, 48, dtype=torch.float64)
     by_hand = {'temporal': options['temporal'], 'every': options.get('temporal_every', 1)}
     pool = options.get('temporal_pool', False)
@@ -275,7 +275,7 @@ def test_bad_options_are_named(options, words):
 
 
 def test_bad_input_is_named():
-    model = net18()
+    model = model18()
     for shape, words in (
         ((2, 3, 32, 32), r'\(B, C=3, T, H, W\), got a tensor of shape \(2, 3, 32, 32\)'),
         ((2, 4, 2, 32, 32), r'\(2, 4, 2, 32, 32\)'),
@@ -292,8 +292,8 @@ def test_bad_input_is_named():
 # ---- T is no state ----------------------------------------------------------------------------
 
 
-def test_threads_share_a_net_with_different_clip_lengths():
-    model = net18(temporal_pool=True)
+def test_threads_share_a_model_with_different_clip_lengths():
+    model = model18(temporal_pool=True)
     clips = [torch.randn(1, 3, t, 32, 32) for t in (1, 2, 3, 5, 8)]
     with torch.no_grad():
         want = [model(c) for c in clips]
@@ -312,7 +312,7 @@ def test_threads_share_a_net_with_different_clip_lengths():
 
 
 def test_a_failed_call_leaves_nothing_behind():
-    model = net18()
+    model = model18()
     model.backbone.layer3.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(torch.randn(1, 3, 2, 32, 32))
@@ -320,7 +320,7 @@ def test_a_failed_call_leaves_nothing_behind():
 
 
 def test_copies_compute_the_same():
-    model, clip = net18(), torch.randn(1, 3, 3, 32, 32)
+    model, clip = model18(), torch.randn(1, 3, 3, 32, 32)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -366,7 +366,7 @@ def test_fvcore_counts_every_frame():
     clip = torch.randn(1, 3, 6, 64, 64)
     counts = [
         FlopCountAnalysis(model, x).unsupported_ops_warnings(False).by_operator()['conv']
-        for model, x in ((net18(), clip), (timm.create_model('resnet18'), clip[:, :, 0]))
+        for model, x in ((model18(), clip), (timm.create_model('resnet18'), clip[:, :, 0]))
     ]
     assert counts[0] == 6 * counts[1]
 
@@ -420,7 +420,7 @@ def test_a_branch_is_dropped_for_a_whole_clip(backbone):
 
 
 def test_dropout_is_before_the_classifier():
-    model = net18(drop_rate=0.9).train()
+    model = model18(drop_rate=0.9).train()
     features = torch.ones(4, 512, 3, 1, 1)
     pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (4, 512)
@@ -437,7 +437,7 @@ def test_dropout_is_before_the_classifier():
 
 
 def test_loads_the_names_of_both_releases():
-    tsm = net18(temporal='tsm', temporal_every=2).state_dict()
+    tsm = model18(temporal='tsm', temporal_every=2).state_dict()
     mit = {
         n.replace('backbone.', 'base_model.').replace('.layer.', '.net.'): t for n, t in tsm.items()
     }
@@ -448,7 +448,7 @@ def test_loads_the_names_of_both_releases():
         'base_model.layer1.0.conv1.net.weight' in mit and 'base_model.layer1.1.conv1.weight' in mit
     )
     for temporal_range in (3, 5):
-        tam = net18(temporal='tam', temporal_range=temporal_range).state_dict()
+        tam = model18(temporal='tam', temporal_range=temporal_range).state_dict()
         ibm = {}
         for name, tensor in tam.items():
             block, _, operator = name.removeprefix('backbone.').partition('.conv1.temporal.')
@@ -466,7 +466,7 @@ def test_loads_the_names_of_both_releases():
             got = checkpoint_filter_fn(theirs)
             assert got.keys() == ours.keys()
             assert all(torch.equal(got[n], ours[n]) for n in ours)
-    plain = net18(temporal='none').state_dict()
+    plain = model18(temporal='none').state_dict()
     bare = {n.removeprefix('backbone.'): t for n, t in plain.items()}
     assert checkpoint_filter_fn(bare).keys() == plain.keys()
 

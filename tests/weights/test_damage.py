@@ -389,7 +389,7 @@ def names(zoo):
 
 
 def files(zoo):
-    """What is no regular file, or not there; each writes the folder and returns its name."""
+    """Files that are no regular ones, or not there; each writes the folder and returns its name."""
 
     def replaced(file, make):
         def write():
@@ -532,7 +532,7 @@ def zoo(tmp_path, monkeypatch):
 
 
 def outcome(name):
-    """What is wrong with how `name` is refused, or '' if nothing is."""
+    """The fault in how `name` is refused, or '' if nothing is."""
     try:
         bvtam.create_model(name, pretrained=True)
     except ALLOWED as error:
@@ -578,7 +578,7 @@ def test_damage_is_refused(zoo, step):
 
 
 def test_harmless_changes_load(zoo):
-    """What a later version may add, what only describes, what an older tool writes differently."""
+    """Keys that a later version may add, or that only describe; forms that an older tool writes."""
 
     def without(*path):
         config = json.loads(json.dumps(zoo.config))
