@@ -22,8 +22,9 @@ from decode import write
 from measure import interleaved
 from torch.utils.data import Dataset
 
-from bvtam.data.datasets import Record, VideoDataset, collate
+from bvtam.data.datasets import VideoDataset, collate
 from bvtam.data.prepare.run import prepare
+from bvtam.data.records import Record
 from bvtam.data.transforms import TrainTransform, normalize
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.setup import build_model, build_optimizer

@@ -103,8 +103,8 @@ def predict(
     ] = False,
 ) -> None:
     """Name what videos show: the likeliest classes and their scores."""
-    from ..data.datasets import find_videos
     from ..data.failures import Failures
+    from ..data.records import find_videos
     from ..data.video.addresses import is_url
     from ..data.video.folders import check_frames
     from ..data.video.in_memory import source_name

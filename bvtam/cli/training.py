@@ -156,7 +156,7 @@ def eval_(
     `--data motion` renders clips that no training has seen (see `bvtam prepare`).
     On several GPUs or machines: `accelerate launch -m bvtam eval ...`
     """
-    from ..data.datasets import load_images, load_records
+    from ..data.load import load_images, load_records
     from ..engine.evaluate import evaluate
     from ..engine.run_folder import run_seed
 

@@ -15,26 +15,13 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from ..clip import ClipConfig
 from ..errors import BvtamError
 from .failures import VIDEO_ERRORS, check_policy, machine_error, machine_errors
-from .load import load_images, load_records
-from .records import Record, find_videos, open_record
+from .records import Record, open_record
 from .sampling import sample_seed, train_indices, view_indices
 from .transforms import TrainTransform, check_channels, read_crops
 from .video.images import read_image
 from .video.in_memory import CopiedFile, FrameArray
 from .video.memory import shared_number
 from .video.reader import Reader
-
-__all__ = [
-    'ClipReader',
-    'ImageDataset',
-    'Record',
-    'SampleError',
-    'VideoDataset',
-    'collate',
-    'find_videos',
-    'load_images',
-    'load_records',
-]
 
 log = logging.getLogger('bvtam')
 

@@ -25,8 +25,8 @@ import torch.fx.experimental._config as symbolic
 from torch import Tensor, nn
 
 from ..clip import ClipConfig
-from ..data.datasets import find_videos
 from ..data.motion.clips import MotionClips
+from ..data.records import find_videos
 from ..data.sampling import view_indices
 from ..data.transforms import normalize, read_crops
 from ..data.video.folders import check_frames, of_folder

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from ..clip import ClipConfig
-from ..data.datasets import ImageDataset, Record, VideoDataset, load_images, load_records
+from ..data.datasets import ImageDataset, VideoDataset
 from ..data.directions import flip_label_map, names_tell_nothing
-from ..data.load import with_frames
+from ..data.load import load_images, load_records, with_frames
 from ..data.motion.clips import MotionClips, TwoLengths
+from ..data.records import Record
 from ..data.sampling import sample_seed
 from ..data.transforms import TrainTransform, check_channels
 from ..errors import BvtamError, one_line

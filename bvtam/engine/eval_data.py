@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from ..data.datasets import ImageDataset, Record, VideoDataset
+from ..data.datasets import ImageDataset, VideoDataset
+from ..data.records import Record
 from ..data.transforms import check_channels
 from ..errors import BvtamError
 from ..inference.runner import check_classes, is_image, model_name

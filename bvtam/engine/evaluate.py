@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.datasets import Record, SampleError, collate
+from ..data.datasets import SampleError, collate
 from ..data.failures import Failures, check_policy, machine_errors, starting_processes
+from ..data.records import Record
 from ..data.video.memory import prefetch
 from ..errors import BvtamError
 from ..inference.eval_mode import evaluating

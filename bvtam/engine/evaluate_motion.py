@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..clip import ClipConfig
-from ..data.datasets import Record, VideoDataset
+from ..data.datasets import VideoDataset
 from ..data.motion.clips import MotionClips
 from ..data.motion.h264 import write_clip
+from ..data.records import Record
 from ..data.transforms import check_channels
 from .eval_data import check_model
 from .evaluate import evaluate

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import find_videos
 from ..data.failures import Failures, check_policy
-from ..data.records import paths_and_sizes
+from ..data.records import find_videos, paths_and_sizes
 from ..data.video.addresses import PROTOCOLS
 from ..data.video.folders import check_frames
 from ..errors import BvtamError

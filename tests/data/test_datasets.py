@@ -9,15 +9,9 @@ from torch.utils.data import DataLoader
 
 from bvtam import BvtamError
 from bvtam.clip import ClipConfig
-from bvtam.data.datasets import (
-    ImageDataset,
-    Record,
-    SampleError,
-    VideoDataset,
-    collate,
-    load_images,
-    load_records,
-)
+from bvtam.data.datasets import ImageDataset, SampleError, VideoDataset, collate
+from bvtam.data.load import load_images, load_records
+from bvtam.data.records import Record
 from bvtam.data.sampling import sample_seed, train_indices
 from bvtam.data.transforms import TrainTransform, to_crops
 from bvtam.data.video.open import open_video

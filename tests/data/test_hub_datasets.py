@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader
 
 from bvtam import BvtamError
 from bvtam.clip import ClipConfig
-from bvtam.data.datasets import Record, SampleError, collate
+from bvtam.data.datasets import SampleError, collate
 from bvtam.data.hub_datasets import from_hub_dataset, webdataset_clips
+from bvtam.data.records import Record
 from bvtam.data.transforms import TrainTransform
 
 CLIP = ClipConfig(num_frames=4, resize=24, crop_size=16)

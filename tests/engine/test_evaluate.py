@@ -22,7 +22,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bvtam.clip import ClipConfig
-from bvtam.data.datasets import ImageDataset, Record, SampleError, VideoDataset, load_records
+from bvtam.data.datasets import ImageDataset, SampleError, VideoDataset
+from bvtam.data.load import load_records
+from bvtam.data.records import Record
 from bvtam.data.transforms import TrainTransform
 from bvtam.engine.counts import Counts
 from bvtam.engine.evaluate import evaluate

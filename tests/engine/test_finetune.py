@@ -211,7 +211,7 @@ def test_eval_finds_what_a_run_held_out(videos, tmp_path, monkeypatch, capfd):
         measured.append(found[0])
         return found
 
-    monkeypatch.setattr('bvtam.data.datasets.load_records', load)
+    monkeypatch.setattr('bvtam.data.load.load_records', load)
     common = '--data', videos, '--val-share', 0.2, '--workers', 0
     for model in (tmp_path / 'run', tmp_path / 'run' / 'last'):
         run(capfd, ['eval', model, *common])

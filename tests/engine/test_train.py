@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bvtam
-from bvtam.data.datasets import Record, collate
+from bvtam.data.datasets import collate
+from bvtam.data.records import Record
 from bvtam.data.sampling import sample_seed
 from bvtam.data.transforms import normalize
 from bvtam.engine.balance import sample_weights

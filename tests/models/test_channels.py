@@ -13,7 +13,8 @@ from support.cli import run
 from support.grey import write_grey
 
 import bvtam
-from bvtam.data.datasets import VideoDataset, load_records
+from bvtam.data.datasets import VideoDataset
+from bvtam.data.load import load_records
 from bvtam.data.motion.clips import MotionClips
 from bvtam.data.transforms import TrainTransform, normalize, to_crops
 from bvtam.data.video.open import open_video

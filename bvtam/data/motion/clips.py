@@ -35,13 +35,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...errors import BvtamError, nearest
+from ..list_formats import SPLITS
 from ..video.memory import shared_number
-from .h264 import recode
+from .h264 import check_even, recode
 from .paint import SHAPES, TEXTURES, child, mix, uniform
 from .scene import PAIRS, Frames, Renderer, Shots
 
 FAMILIES = ('direction', 'order', 'all')
-SPLITS = ('train', 'val', 'test')
 MOTIONS = tuple(name for pair in PAIRS for name in pair)
 HELD_OUT_MOTIONS = MOTIONS[16:]
 HELD_OUT_TEXTURES = TEXTURES[4:]
@@ -124,8 +124,8 @@ class MotionClips(Dataset):
             raise BvtamError(
                 f'num_frames and cut_unit must be even, not {num_frames} and {cut_unit}'
             )
-        if encode and (height % 2 or width % 2):
-            raise BvtamError(f'H.264 needs an even height and width, not {height} x {width}')
+        if encode:
+            check_even('encode', height, width)
         self._options = {
             'size': size, 'family': family, 'seed': seed, 'split': split, 'length': length,
             'motions': motions, 'order_motions': order_motions, 'textures': textures,

@@ -85,9 +85,9 @@ def write_clip(
     return path
 
 
-def check_even(path: Path, height: int, width: int) -> None:
+def check_even(name: object, height: int, width: int) -> None:
     if height % 2 or width % 2:
-        raise BvtamError(f'{path}: H.264 needs an even height and width, not {height} x {width}')
+        raise BvtamError(f'{name}: H.264 needs an even height and width, not {height} x {width}')
 
 
 def _pictures(clip_CTHW: Tensor) -> Iterator[av.VideoFrame]:

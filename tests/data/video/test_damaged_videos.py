@@ -38,8 +38,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize
 
 from bvtam.clip import ClipConfig
-from bvtam.data.datasets import Record, VideoDataset, collate
+from bvtam.data.datasets import VideoDataset, collate
 from bvtam.data.failures import Failures
+from bvtam.data.records import Record
 from bvtam.data.video import decoder, pipes
 from bvtam.data.video.file import VideoFile
 from bvtam.data.video.pyav import open_container

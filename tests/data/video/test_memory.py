@@ -27,11 +27,12 @@ import bvtam
 from bvtam import cli
 from bvtam.clip import ClipConfig
 from bvtam.data import datasets, failures
-from bvtam.data.datasets import Record, SampleError, VideoDataset, collate
+from bvtam.data.datasets import SampleError, VideoDataset, collate
 from bvtam.data.failures import Failures, machine_error, starting_processes
 from bvtam.data.labels import read_labels
 from bvtam.data.load import load_records
 from bvtam.data.prepare import run as prepare_module
+from bvtam.data.records import Record
 from bvtam.data.transforms import TrainTransform, read_crops, to_crops
 from bvtam.data.video import images, pipes
 from bvtam.data.video.file import VideoFile
