@@ -131,7 +131,7 @@ def build(
     options = {**saved, **kwargs}
     _check_options(variant, own, {k: v for k, v in options.items() if k not in _TIMM_OPTIONS})
     if folder:
-        options['pretrained_cfg'] = pretrained_cfg(variant, config, folder, allow_pickle)
+        options['pretrained_cfg'] = pretrained_cfg(variant, config, folder)
         clip = ClipConfig.from_dict(config['clip']) if 'clip' in config else clip
         if pretrained and 'backbone_pretrained' in own:  # its weights are among those of the folder
             options['backbone_pretrained'] = saved['backbone_pretrained'] = False

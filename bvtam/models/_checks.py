@@ -32,7 +32,7 @@ _NUMBERS = {
 Filter = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
-def pretrained_cfg(variant: str, config: dict, folder: Path, allow_pickle: bool) -> dict[str, Any]:
+def pretrained_cfg(variant: str, config: dict, folder: Path) -> dict[str, Any]:
     """timm's config of the weights in `folder`."""
     cfg, path = config['pretrained_cfg'], folder / zoo.CONFIG
     kinds = get_type_hints(PretrainedCfg)

@@ -11,9 +11,9 @@ import struct
 import time
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 
 import bvtam
 from bvtam.errors import BvtamError
@@ -522,8 +522,8 @@ def forget_peak():
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
     monkeypatch.setenv('BVTAM_ZOO', str(tmp_path / 'zoo'))
     zoo = Zoo(tmp_path)
     shutil.copytree(zoo.good, tmp_path / 'zoo' / f'{NAME}.mine')
