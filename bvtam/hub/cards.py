@@ -10,16 +10,16 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 from timm.models._hub import save_config_for_hf
-from torch import nn
 
 from ..clip import ClipConfig
+from ..models._zoo_model import ZooModel
 from ..weights import zoo
 from ..weights.table import Entry
 
 _JPEG_COLORS = ('colours of videos as in the JPEG files that FFmpeg extracts (`colors: jpeg`)',)
 
 
-def write_config(model: nn.Module, path: Path, licence: str = '', weights: str = '') -> None:
+def write_config(model: ZooModel, path: Path, licence: str = '', weights: str = '') -> None:
     """`config.json`: timm's keys, "clip" and, where they are known, label names; "weights" names the
     folder beside it whose weights these are too.
 
@@ -30,7 +30,7 @@ def write_config(model: nn.Module, path: Path, licence: str = '', weights: str =
         extra['weights'] = weights
     if model.clip_config is not None:
         extra['clip'] = model.clip_config.to_dict()
-    save_config_for_hf(model, path, model_config=extra)
+    save_config_for_hf(model, str(path), model_config=extra)
     config = json.loads(path.read_text('utf-8'))
     config['pretrained_cfg'].pop('license', None)
     if licence:
@@ -38,7 +38,7 @@ def write_config(model: nn.Module, path: Path, licence: str = '', weights: str =
     path.write_text(f'{json.dumps(config, indent=2)}\n', encoding='utf-8')
 
 
-def card(model: nn.Module, entry: Entry | None = None, origin: str = '', licence: str = '') -> str:
+def card(model: ZooModel, entry: Entry | None = None, origin: str = '', licence: str = '') -> str:
     """The model card, with the metadata that the Hub reads.
 
     Args:
@@ -96,7 +96,7 @@ def _results(entry: Entry, task: str) -> list[EvalResult]:
     ]
 
 
-def _facts(model: nn.Module, entry: Entry | None) -> str:
+def _facts(model: ZooModel, entry: Entry | None) -> str:
     params = sum(p.numel() for p in model.parameters())
     facts = [f'{params:,} parameters, {model.num_classes} classes']
     if clip := model.clip_config:
@@ -148,7 +148,7 @@ def _how_to_get(entry: Entry) -> str:
     )
 
 
-def published_model(entry: Entry) -> nn.Module:
+def published_model(entry: Entry) -> ZooModel:
     """The model of an entry without its weights, on the meta device, as its card and config describe it."""
     with torch.device('meta'):
         model = model_entrypoint(entry.arch)(

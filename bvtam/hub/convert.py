@@ -32,10 +32,11 @@ from .publish import save_pretrained
 
 _logger = logging.getLogger('bvtam')
 
+_scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # private, yet named in pickles
 # numpy scalars that the releases keep beside the weights (best accuracy and the like)
 _HARMLESS = [
-    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-    np._core.multiarray.scalar,
+    (_scalar, 'numpy.core.multiarray.scalar'),
+    _scalar,
     np.dtype,
     *{type(np.dtype(kind)) for kind in ('?', *'bhilqBHILQefd')},
 ]
@@ -44,11 +45,25 @@ _HARMLESS = [
 _UNTOLD = ('temporal_pool', 'drop_rate', 'drop_path_rate')
 
 # Where training programs keep weights in a checkpoint; averages first, as timm does.
-_CONTAINERS = ('state_dict_ema', 'ema_state_dict', 'model_ema', 'state_dict', 'model_state_dict')
+_CONTAINERS: tuple[str, ...] = (
+    'state_dict_ema',
+    'ema_state_dict',
+    'model_ema',
+    'state_dict',
+    'model_state_dict',
+)
 _CONTAINERS += ('model_state', 'model', 'net', 'network', 'module', 'weights')
 
 # Prefixes of wrappers before every name of a model, averages first, and in the middle of names.
-_WRAPPERS = ('ema_model.', 'model_ema.', 'averaged_model.', 'ema.', 'module.', 'model.', 'net.')
+_WRAPPERS: tuple[str, ...] = (
+    'ema_model.',
+    'model_ema.',
+    'averaged_model.',
+    'ema.',
+    'module.',
+    'model.',
+    'net.',
+)
 _WRAPPERS += ('network.',)
 _INSIDE = r'(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
 
@@ -70,7 +85,7 @@ class Identity(NamedTuple):
     in_chans: int
 
 
-def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State dict, less any `module.` prefix, and what else the file holds.
 
     Raises:
@@ -91,7 +106,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
         )
     try:
         if path.suffix == '.safetensors':
-            content = safetensors.torch.load_file(path)
+            content: Any = safetensors.torch.load_file(path)
         else:
             with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
                 warnings.simplefilter('ignore')
@@ -125,7 +140,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
     return _plain_names(state, path), meta
 
 
-def _weights_in(content: Mapping, path: Path) -> tuple[Mapping, dict[str, Any]]:
+def _weights_in(content: Mapping[Any, Any], path: Path) -> tuple[Mapping[Any, Any], dict[str, Any]]:
     """The table of weights in a training program's checkpoint, and what else is beside it.
 
     As by timm, an average of the weights comes before the weights that it is of.
@@ -200,8 +215,12 @@ def _identify_bl(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, Tenso
              if [max(1, n // b - 1) for n in layers[:3]] == shallow]  # fmt: skip
     if not betas:
         raise BvtamError(f'no beta gives Little branches of {shallow} bottlenecks')
-    options = {'alpha': width // ours[little].shape[0], 'beta': betas[0], 'width': width}
-    usual = {'alpha': 2, 'beta': 4, 'width': 16 if depths[layers] == 'tiny' else 64}
+    options: dict[str, Any] = {
+        'alpha': width // ours[little].shape[0],
+        'beta': betas[0],
+        'width': width,
+    }
+    usual: dict[str, Any] = {'alpha': 2, 'beta': 4, 'width': 16 if depths[layers] == 'tiny' else 64}
     if video:
         tam = ours.get('stem.temporal.weight')
         options['temporal'] = 'none' if tam is None else 'tam'
@@ -223,11 +242,12 @@ def _identify_resnet(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, T
     _need(ours, first, fc)
     layers = tuple(_count(ours, f'backbone.layer{i}.') for i in (1, 2, 3, 4))
     bottleneck = 'backbone.layer1.0.conv3.weight' in ours
-    depth = {
+    depths: dict[tuple[tuple[int, ...], bool], int] = {
         ((2, 2, 2, 2), False): 18,
         ((3, 4, 6, 3), True): 50,
         ((3, 4, 23, 3), True): 101,
-    }.get((layers, bottleneck))
+    }
+    depth = depths.get((layers, bottleneck))
     if depth is None:
         raise BvtamError(f'no model of this package is a ResNet with stages of {layers} blocks')
     family = 'tam' if aggregated else 'tsm' if shifted else 'tsn'
@@ -266,10 +286,10 @@ def _arch(identity: Identity, hint: str) -> str:
 
 
 def convert(
-    checkpoint: str | os.PathLike,
+    checkpoint: str | os.PathLike[str],
     name: str = '',
-    labels: str | os.PathLike = '',
-    out: str | os.PathLike = '',
+    labels: str | os.PathLike[str] = '',
+    out: str | os.PathLike[str] = '',
     sha256: str = '',
     **options: Any,
 ) -> Path:
@@ -358,7 +378,7 @@ def _ibm_variant(arch: str) -> dict[str, Any]:
     return {'temporal_pool': True} if '-ts-max' in arch else {}
 
 
-def _read_labels(path: str | os.PathLike, num_classes: int) -> list[str]:
+def _read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
     from ..data.labels import read_labels  # torch.hub does without what reads data
 
     path = Path(path)

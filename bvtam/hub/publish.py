@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..errors import BvtamError
 from ..files import atomic_folder, recover
+from ..models._zoo_model import ZooModel
 from ..weights import zoo
 from ..weights.table import Entry
 from . import cards
 
 
 @contextmanager
-def zoo_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
+def zoo_folder(folder: str | os.PathLike[str], keep: bool = False) -> Iterator[Path]:
     """Yields a new folder beside `folder` that takes its place, whole, when the block ends well.
 
     Args:
@@ -50,8 +51,8 @@ def _foreign_files(folder: Path) -> list[Path]:
 
 
 def save_pretrained(
-    model: torch.nn.Module,
-    folder: str | os.PathLike,
+    model: ZooModel,
+    folder: str | os.PathLike[str],
     origin: str = '',
     licence: str = '',
     entry: Entry | None = None,
@@ -105,7 +106,7 @@ def save_pretrained(
     return Path(folder)
 
 
-def golden_pair(model: torch.nn.Module, clip: Tensor | None = None) -> dict[str, Tensor]:
+def golden_pair(model: ZooModel, clip: Tensor | None = None) -> dict[str, Tensor]:
     """A small clip and the model's logits for it, in float32 on the CPU, for `bvtam verify`."""
     if clip is None:
         generator = torch.Generator().manual_seed(0)

@@ -19,9 +19,9 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from huggingface_hub.utils import build_hf_headers, get_session
-from torch import nn
 
 from ..errors import BvtamError
+from ..models._zoo_model import ZooModel
 from ..weights import zoo
 from .publish import save_pretrained
 
@@ -36,7 +36,7 @@ _REFUSALS = (
 
 
 def push_folder(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     repo_id: str,
     private: bool = False,
     revision: str | None = None,
@@ -129,7 +129,7 @@ def _has_xet(api: HfApi, repo_id: str, revision: str | None) -> bool:
 
 
 def push_to_hub(
-    model: nn.Module,
+    model: ZooModel,
     repo_id: str,
     private: bool = False,
     revision: str | None = None,

@@ -36,11 +36,11 @@ def verify(name: str) -> dict[str, Any]:
     else:
         folder = resolve.find(*path.split('.', 1))
     sums, golden = folder / zoo.SUMS, folder / zoo.GOLDEN
-    for path in (sums, golden):
-        if not path.is_file():
-            raise BvtamError(f'{path} is missing, so there is nothing to verify against')
+    for file in (sums, golden):
+        if not file.is_file():
+            raise BvtamError(f'{file} is missing, so there is nothing to verify against')
     zoo.check_hashes(folder)
-    model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    model: Any = timm.create_model(f'local-dir:{folder}', pretrained=True)
     try:
         pair = safetensors.torch.load_file(golden)
     except (SafetensorError, OSError) as error:
@@ -53,13 +53,13 @@ def verify(name: str) -> dict[str, Any]:
     if logits.shape != pair['logits'].shape:
         raise BvtamError(f'{golden}: logits of shape {tuple(logits.shape)} for the stored clip')
     scale = pair['logits'].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    error = ((logits - pair['logits']).abs().max() / scale).item()
-    if not error < 1e-3:
-        raise BvtamError(f'{folder}: the stored clip gives logits that differ by {error:.1e}')
+    difference = ((logits - pair['logits']).abs().max() / scale).item()
+    if not difference < 1e-3:
+        raise BvtamError(f'{folder}: the stored clip gives logits that differ by {difference:.1e}')
     return {
         'name': name,
         'folder': str(folder),
         'hashes': len(sums.read_text('utf-8').splitlines()),
         'tensors': len(model.state_dict()),
-        'golden_error': error,
+        'golden_error': difference,
     }

@@ -11,12 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from timm.layers.drop import DropPath
+from timm.layers import DropPath
 from timm.models import _efficientnet_blocks, convnext, regnet, res2net, resnest, resnet
 from torch import Tensor, nn
 
 from ..errors import BvtamError
 from .folding import unfold_time
+from .pairs import TemporalOp
 from .temporal import temporal_op
 
 # Residual blocks, each with the layer that its residual branch begins with.
@@ -72,7 +73,7 @@ def _steps() -> int:
 class TemporalLayer(nn.Module):
     """A temporal operator, then the layer whose place it takes."""
 
-    def __init__(self, temporal: nn.Module, layer: nn.Module) -> None:
+    def __init__(self, temporal: TemporalOp, layer: nn.Module) -> None:
         super().__init__()
         self.temporal = temporal
         self.layer = layer

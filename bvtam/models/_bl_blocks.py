@@ -12,6 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..layers.folding import unfold_time
+from ..layers.pairs import TemporalOp
 from ..layers.recompute import norm_relu_conv, norm_relu_split
 
 
@@ -38,7 +39,7 @@ class Bottleneck(nn.Module):
         stride: int = 1,
         last_act: bool = True,
         drop_path: float = 0.0,
-        temporal: nn.Module | None = None,
+        temporal: TemporalOp | None = None,
     ) -> None:
         super().__init__()
         mid_chs = out_chs // 4
@@ -85,7 +86,7 @@ class Chain(nn.ModuleList):
 class Stem(nn.Module):
     """7x7/2, then Big (3x3/2) beside Little (3x3, 3x3/2, 1x1), summed and fused by a 1x1: (H/4, W/4)."""
 
-    def __init__(self, in_chans: int, width: int, alpha: int, temporal: nn.Module | None) -> None:
+    def __init__(self, in_chans: int, width: int, alpha: int, temporal: TemporalOp | None) -> None:
         super().__init__()
         thin = width // alpha
         self.conv1 = _conv(in_chans, width, 7, 2)
@@ -128,7 +129,7 @@ class BLModule(nn.Module):
         alpha: int,
         beta: int,
         drop_path: list[float],
-        temporal: nn.Module | None,
+        temporal: TemporalOp | None,
     ) -> None:
         super().__init__()
         self.temporal = temporal

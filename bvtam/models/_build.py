@@ -11,21 +11,24 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from timm.models._builder import build_model_with_cfg
 from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..clip import IMAGENET_MEAN, IMAGENET_STD, ClipConfig
 from ..errors import BvtamError, nearest, one_line
 from ..weights import resolve, zoo
 from ..weights.table import Entry, entries
 from ._checks import Filter, check_folder, pretrained_cfg, strict_filter
+from ._zoo_model import ZooModel
 
 _logger = logging.getLogger('bvtam')
+
+Model = TypeVar('Model', bound=ZooModel)
 
 # The options of timm's factory and builder, besides the class's own.
 _TIMM_OPTIONS = {
@@ -51,7 +54,9 @@ _LARGEST = {
 }
 
 
-def default_cfg(first_conv: str, classifier: str, num_classes: int, **kwargs: Any) -> dict:
+def default_cfg(
+    first_conv: str, classifier: str, num_classes: int, **kwargs: Any
+) -> dict[str, Any]:
     """timm's config of an architecture: 224 px RGB, ImageNet mean and std."""
     return {
         'num_classes': num_classes,
@@ -73,7 +78,7 @@ def check_pool(num_classes: int, global_pool: str) -> None:
 
 
 def intermediates(
-    model: nn.Module,
+    model: ZooModel,
     walk: Iterable[tuple[str, Tensor]],
     indices: int | list[int] | None,
     stop_early: bool,
@@ -94,14 +99,14 @@ def intermediates(
 
 
 def build(
-    cls: type[nn.Module],
+    cls: type[Model],
     variant: str,
     pretrained: bool,
     filter_fn: Filter,
     clip: ClipConfig | None = None,
     defaults: Mapping[str, Any] | None = None,
     **kwargs: Any,
-) -> nn.Module:
+) -> Model:
     """Builds `variant`, an instance of `cls`, with timm's builder.
 
     Args:
@@ -125,7 +130,7 @@ def build(
     config = zoo.read_config(folder) if folder else {}
     if config.get('architecture', variant) != variant:
         raise BvtamError(f'{folder} is of {config["architecture"]}, not of {variant}')
-    make: Callable[..., nn.Module] = cls
+    make: Callable[..., Model] = cls
     saved = {**(defaults or {}), **config.get('model_args', {})}
     _check_options(variant, own, saved)
     options = {**saved, **kwargs}
@@ -142,7 +147,7 @@ def build(
             if all(options.get(key, value) == value for key, value in whole.items()):
                 make = partial(_unfilled, cls)
     try:
-        model = build_model_with_cfg(
+        model: Model = build_model_with_cfg(
             make,
             variant,
             pretrained,
@@ -167,7 +172,7 @@ def build(
     return model
 
 
-def _config_only_entry(variant: str, pretrained: bool, kwargs: dict) -> Entry | None:
+def _config_only_entry(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Entry | None:
     """The published weights that the call names but does not want, where they are not here: their
     classes and clip are known without a download."""
     tag = kwargs.get('pretrained_cfg')
@@ -176,7 +181,9 @@ def _config_only_entry(variant: str, pretrained: bool, kwargs: dict) -> Entry | 
     return entries().get(f'{variant}.{tag}')
 
 
-def _folder(variant: str, pretrained: bool, allow_pickle: bool, kwargs: dict) -> Path | None:
+def _folder(
+    variant: str, pretrained: bool, allow_pickle: bool, kwargs: dict[str, Any]
+) -> Path | None:
     """The zoo folder that the call names, if any: by `arch.tag`, `local-dir:` or `hf-hub:`.
 
     Raises:
@@ -198,7 +205,7 @@ def _folder(variant: str, pretrained: bool, allow_pickle: bool, kwargs: dict) ->
     return folder
 
 
-def _unfilled(cls: type[nn.Module], **options: Any) -> nn.Module:
+def _unfilled(cls: type[Model], **options: Any) -> Model:
     """A model with memory but without values, for weights that fill all of it: no time for an init."""
     with torch.device('meta'):
         model = cls(**options)

@@ -15,11 +15,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import BvtamError
 from ..files import open_regular
 from ..weights import zoo
+from ._zoo_model import ZooModel
 
 _logger = logging.getLogger('bvtam')
 
@@ -32,7 +33,7 @@ _NUMBERS = {
 Filter = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
-def pretrained_cfg(variant: str, config: dict, folder: Path) -> dict[str, Any]:
+def pretrained_cfg(variant: str, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """timm's config of the weights in `folder`."""
     cfg, path = config['pretrained_cfg'], folder / zoo.CONFIG
     kinds = get_type_hints(PretrainedCfg)
@@ -81,7 +82,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def check_folder(
-    cls: type[nn.Module],
+    cls: type[ZooModel],
     options: dict[str, Any],
     config: dict[str, Any],
     cfg: dict[str, Any],
@@ -141,7 +142,7 @@ def _header(path: Path) -> dict[str, Tensor]:
         raise BvtamError(f'{path} is damaged ({error}): convert or download it again') from None
 
 
-def strict_filter(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def strict_filter(state_dict: Mapping[str, Tensor], model: ZooModel) -> dict[str, Tensor]:
     """The state dict itself, if all of it fits `model`: names, shapes, kinds of number, finite values.
 
     Only a classifier of another class count and a first convolution of another channel count may

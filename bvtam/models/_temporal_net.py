@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import BvtamError, nearest
 from ..layers.folding import fold_time, unfold_time
+from ..layers.pairs import TemporalOp
 from ..layers.recompute import checkpoint
 from ..layers.residual import (
     FIRST_LAYER,
@@ -39,6 +40,7 @@ from ..layers.residual import (
 from ..layers.streaming import MaxPool, StreamStage
 from ..layers.temporal import NoTemporal
 from ._build import check_pool, intermediates
+from ._zoo_model import ZooModel
 
 # Models whose forward_features is: every child before this one, in the order of definition.
 HEAD = {
@@ -55,9 +57,11 @@ def backbone_cfg(name: str) -> PretrainedCfg:
     if not timm.is_model(name):
         raise BvtamError(f'timm has no backbone {name!r}{nearest(name, timm.list_models())}')
     try:
-        return timm.get_pretrained_cfg(name, allow_unregistered=False)
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
         raise BvtamError(f'backbone {name!r}: {error}') from None
+    assert cfg is not None  # what is not registered raises
+    return cfg
 
 
 def _check_backbone(name: str, backbone: nn.Module) -> None:
@@ -86,7 +90,7 @@ def _prefixed(pattern: Any) -> Any:
     return [(_prefixed(p), ordinal) for p, ordinal in pattern]
 
 
-class TemporalNet(nn.Module):
+class TemporalNet(ZooModel):
     """An image model of timm on clips: (B, C, T, H, W) -> (B, num_classes), any T.
 
     Args:
@@ -105,6 +109,7 @@ class TemporalNet(nn.Module):
 
     input_kind = 'clip'
     frames_per_step = 1  # of the features' time axis
+    backbone: Any  # one of timm's models
 
     def __init__(
         self,
@@ -129,7 +134,7 @@ class TemporalNet(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        options = {'num_classes': num_classes, 'in_chans': in_chans}
+        options: dict[str, Any] = {'num_classes': num_classes, 'in_chans': in_chans}
         if global_pool != 'avg':  # what not every model of timm takes is passed only where needed
             options['global_pool'] = global_pool
         if drop_path_rate:
@@ -204,7 +209,9 @@ class TemporalNet(nn.Module):
         stages: list[StreamStage | MaxPool] = []
         for name, part in self._trunk():
             for unit in units(part):
-                operators = [m.temporal for m in unit.modules() if isinstance(m, TemporalLayer)]
+                operators: list[TemporalOp] = [
+                    m.temporal for m in unit.modules() if isinstance(m, TemporalLayer)
+                ]
                 (operator,) = operators or [NoTemporal()]
                 stages.append(
                     StreamStage(
@@ -247,7 +254,7 @@ class TemporalNet(nn.Module):
         if x.ndim == 5:  # not pooled
             return x.transpose(1, 2)
         x = x.mean(1)  # before the linear layer, which is the same and runs once
-        return x if pre_logits else self.get_classifier()(x)
+        return x if pre_logits else self.backbone.get_classifier()(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +21,21 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import BvtamError
+from ..layers.pairs import TemporalOp
 from ..layers.recompute import (
     checkpoint,
 )
 from ..layers.tam import stack_tam_weights
 from ._bl_blocks import BLModule, Bottleneck, Chain, Stem
 from ._build import build, check_pool, default_cfg, intermediates
+from ._zoo_model import ZooModel
 
 __all__ = ['BLResNet']
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (4, 8, 18, 3), 152: (5, 12, 30, 3)}
 
 
-class BLResNet(nn.Module):
+class BLResNet(ZooModel):
     """bL-ResNet on images: (B, C, H, W) -> (B, num_classes).
 
     Args:
@@ -79,9 +82,11 @@ class BLResNet(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = self.cheap_recompute = False
-        rates = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)
         self.stem = Stem(in_chans, width, alpha, self._temporal(width))
-        self.feature_info = [{'num_chs': width, 'reduction': 4, 'module': 'stem'}]
+        self.feature_info: list[dict[str, Any]] = [
+            {'num_chs': width, 'reduction': 4, 'module': 'stem'}
+        ]
         chs, reduction = width, 4
         for i, stride in enumerate((2, 2, 1)):
             out_chs = width * 4 * 2**i
@@ -107,7 +112,7 @@ class BLResNet(nn.Module):
         )
         self.init_weights()
 
-    def _temporal(self, channels: int) -> nn.Module | None:
+    def _temporal(self, channels: int) -> TemporalOp | None:
         """The operator before a module's branches; images have none."""
         return None
 
@@ -125,7 +130,7 @@ class BLResNet(nn.Module):
             nn.init.zeros_(self.fc.bias)
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of stem and stages, or of single blocks, for timm's parameter groups."""
         if coarse:
             return {'stem': r'^stem', 'blocks': r'^layer(\d+)'}
@@ -278,7 +283,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _blresnet(variant: str, depth: int, pretrained: bool, **kwargs) -> BLResNet:
+def _blresnet(variant: str, depth: int, pretrained: bool, **kwargs: Any) -> BLResNet:
     defaults = {'layers': DEPTHS[depth]}
     return build(BLResNet, variant, pretrained, checkpoint_filter_fn, defaults=defaults, **kwargs)
 
@@ -289,18 +294,18 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def blresnet50(pretrained: bool = False, **kwargs) -> BLResNet:
+def blresnet50(pretrained: bool = False, **kwargs: Any) -> BLResNet:
     """bL-ResNet-50, alpha 2, beta 4: 26.7 M parameters, 2.85 GMACs at 224."""
     return _blresnet('blresnet50', 50, pretrained, **kwargs)
 
 
 @register_model
-def blresnet101(pretrained: bool = False, **kwargs) -> BLResNet:
+def blresnet101(pretrained: bool = False, **kwargs: Any) -> BLResNet:
     """bL-ResNet-101, alpha 2, beta 4: 41.9 M parameters, 3.89 GMACs at 224."""
     return _blresnet('blresnet101', 101, pretrained, **kwargs)
 
 
 @register_model
-def blresnet152(pretrained: bool = False, **kwargs) -> BLResNet:
+def blresnet152(pretrained: bool = False, **kwargs: Any) -> BLResNet:
     """bL-ResNet-152, alpha 2, beta 4."""
     return _blresnet('blresnet152', 152, pretrained, **kwargs)

@@ -19,12 +19,15 @@ and 32x2 frames; the names differ by the ClipConfig alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..clip import ClipConfig
 from ..layers.folding import fold_time, unfold_time
+from ..layers.pairs import TemporalOp
 from ..layers.streaming import StreamStage
 from ..layers.temporal import temporal_op
 from ._build import build, default_cfg
@@ -80,7 +83,7 @@ class BLVNet(BLResNet):
             drop_path_rate,
         )
 
-    def _temporal(self, channels: int) -> nn.Module:
+    def _temporal(self, channels: int) -> TemporalOp:
         return temporal_op(self.temporal, channels, self.temporal_range, self.causal)
 
     def _fold(self, x: Tensor) -> tuple[Tensor, int]:
@@ -101,7 +104,8 @@ class BLVNet(BLResNet):
 
     def stream_stages(self) -> list[StreamStage]:
         """The model up to its head, for streams of pairs (see `layers.streaming`)."""
-        stem = self.stem
+        stem: Any = self.stem
+        layer4: Any = self.layer4
         stages = [
             StreamStage(
                 stem.temporal,
@@ -116,7 +120,7 @@ class BLVNet(BLResNet):
             )
         return [
             *stages,
-            *(StreamStage(block.temporal, 'plain', block.residual) for block in self.layer4),
+            *(StreamStage(block.temporal, 'plain', block.residual) for block in layer4),
         ]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -130,11 +134,11 @@ class BLVNet(BLResNet):
         return x if pre_logits else self.fc(x)
 
 
-def _bvtam(variant: str, pretrained: bool, **kwargs) -> BLVNet:
+def _bvtam(variant: str, pretrained: bool, **kwargs: Any) -> BLVNet:
     """`bvtam_r50_8x2` -> depth 50, clips of 16 frames."""
     _, depth, pairs = variant.split('_')
     if depth == 'tiny':
-        defaults = {'layers': (2, 2, 2, 2), 'width': 16}
+        defaults: dict[str, Any] = {'layers': (2, 2, 2, 2), 'width': 16}
     else:
         defaults = {'layers': DEPTHS[int(depth[1:])]}
     clip = ClipConfig(num_frames=2 * int(pairs.removesuffix('x2')))
@@ -153,60 +157,60 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def bvtam_r50_8x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_r50_8x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """bLVNet-TAM-50 on 16 frames: 25.0 M parameters, 23.8 GMACs at 224."""
     return _bvtam('bvtam_r50_8x2', pretrained, **kwargs)
 
 
 @register_model
-def bvtam_r50_16x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_r50_16x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """bLVNet-TAM-50 on 32 frames: 47.7 GMACs at 224."""
     return _bvtam('bvtam_r50_16x2', pretrained, **kwargs)
 
 
 @register_model
-def bvtam_r50_24x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_r50_24x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """bLVNet-TAM-50 on 48 frames."""
     return _bvtam('bvtam_r50_24x2', pretrained, **kwargs)
 
 
 @register_model
-def bvtam_r50_32x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_r50_32x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """bLVNet-TAM-50 on 64 frames."""
     return _bvtam('bvtam_r50_32x2', pretrained, **kwargs)
 
 
 @register_model
-def bvtam_r101_8x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_r101_8x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """bLVNet-TAM-101 on 16 frames: 40.2 M parameters, 32.1 GMACs at 224."""
     return _bvtam('bvtam_r101_8x2', pretrained, **kwargs)
 
 
 @register_model
-def bvtam_r101_16x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_r101_16x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """bLVNet-TAM-101 on 32 frames: 64.3 GMACs at 224."""
     return _bvtam('bvtam_r101_16x2', pretrained, **kwargs)
 
 
 @register_model
-def bvtam_r101_24x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_r101_24x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """bLVNet-TAM-101 on 48 frames: 96.4 GMACs at 224."""
     return _bvtam('bvtam_r101_24x2', pretrained, **kwargs)
 
 
 @register_model
-def bvtam_r101_32x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_r101_32x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """bLVNet-TAM-101 on 64 frames: 128.6 GMACs at 224."""
     return _bvtam('bvtam_r101_32x2', pretrained, **kwargs)
 
 
 @register_model
-def bvtam_r152_8x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_r152_8x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """bLVNet-TAM-152 on 16 frames: 55.7 M parameters."""
     return _bvtam('bvtam_r152_8x2', pretrained, **kwargs)
 
 
 @register_model
-def bvtam_tiny_8x2(pretrained: bool = False, **kwargs) -> BLVNet:
+def bvtam_tiny_8x2(pretrained: bool = False, **kwargs: Any) -> BLVNet:
     """A quarter of the width and two blocks a stage, about 1 M parameters: for tests and demos."""
     return _bvtam('bvtam_tiny_8x2', pretrained, **kwargs)

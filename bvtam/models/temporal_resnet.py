@@ -55,10 +55,10 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 _TEMPORAL = {'tsn': 'none', 'tsm': 'tsm', 'tam': 'tam'}
 
 
-def _temporal_resnet(variant: str, pretrained: bool, **kwargs) -> TemporalNet:
+def _temporal_resnet(variant: str, pretrained: bool, **kwargs: Any) -> TemporalNet:
     """`tsm_resnet50_f8` -> the shift in a ResNet-50, clips of 8 frames."""
     kind, backbone, frames = variant.split('_')
-    defaults = {'backbone': backbone, 'temporal': _TEMPORAL[kind]}
+    defaults: dict[str, Any] = {'backbone': backbone, 'temporal': _TEMPORAL[kind]}
     if variant.startswith('tsm_resnet101'):
         defaults['temporal_every'] = 2  # as released
     if pretrained:  # its weights are about to be replaced
@@ -123,66 +123,66 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def tsn_resnet50_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tsn_resnet50_f8(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """ResNet-50 on 8 frames, each alone: 24.3 M parameters, 33 GMACs at 224."""
     return _temporal_resnet('tsn_resnet50_f8', pretrained, **kwargs)
 
 
 @register_model
-def tsm_resnet50_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tsm_resnet50_f8(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TSM in every block of a ResNet-50, 8 frames: 24.3 M parameters, 33 GMACs at 224."""
     return _temporal_resnet('tsm_resnet50_f8', pretrained, **kwargs)
 
 
 @register_model
-def tsm_resnet50_f16(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tsm_resnet50_f16(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TSM in every block of a ResNet-50, 16 frames: 65 GMACs at 224."""
     return _temporal_resnet('tsm_resnet50_f16', pretrained, **kwargs)
 
 
 @register_model
-def tsm_resnet101_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tsm_resnet101_f8(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TSM in every second block of a ResNet-101, 8 frames."""
     return _temporal_resnet('tsm_resnet101_f8', pretrained, **kwargs)
 
 
 @register_model
-def tsm_resnet101_f16(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tsm_resnet101_f16(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TSM in every second block of a ResNet-101, 16 frames."""
     return _temporal_resnet('tsm_resnet101_f16', pretrained, **kwargs)
 
 
 @register_model
-def tam_resnet18_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tam_resnet18_f8(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TAM in every block of a ResNet-18, 8 frames."""
     return _temporal_resnet('tam_resnet18_f8', pretrained, **kwargs)
 
 
 @register_model
-def tam_resnet18_f32(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tam_resnet18_f32(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TAM in every block of a ResNet-18, 32 frames."""
     return _temporal_resnet('tam_resnet18_f32', pretrained, **kwargs)
 
 
 @register_model
-def tam_resnet50_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tam_resnet50_f8(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TAM in every block of a ResNet-50, 8 frames: 24.4 M parameters, 32.8 GMACs at 224."""
     return _temporal_resnet('tam_resnet50_f8', pretrained, **kwargs)
 
 
 @register_model
-def tam_resnet50_f32(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tam_resnet50_f32(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TAM in every block of a ResNet-50, 32 frames: 131.3 GMACs at 224."""
     return _temporal_resnet('tam_resnet50_f32', pretrained, **kwargs)
 
 
 @register_model
-def tam_resnet101_f8(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tam_resnet101_f8(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TAM in every block of a ResNet-101, 8 frames."""
     return _temporal_resnet('tam_resnet101_f8', pretrained, **kwargs)
 
 
 @register_model
-def tam_resnet101_f32(pretrained: bool = False, **kwargs) -> TemporalNet:
+def tam_resnet101_f32(pretrained: bool = False, **kwargs: Any) -> TemporalNet:
     """TAM in every block of a ResNet-101, 32 frames."""
     return _temporal_resnet('tam_resnet101_f32', pretrained, **kwargs)

@@ -97,7 +97,7 @@ def _no_number(name: str) -> None:
     raise ValueError(f'{name} is no number')
 
 
-def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`config.json` of a zoo folder.
 
     Raises:
