@@ -8,16 +8,11 @@ import torch
 
 import bvtam
 from bvtam.data.video import pyav
-from bvtam.deploy import optimize as room
+from bvtam.deploy import fused_conv as room
 
 pytestmark = pytest.mark.interfaces
 
-OPERATORS = (
-    '_reorder_linear_weight',
-    '_reorder_convolution_weight',
-    '_linear_pointwise',
-    '_convolution_pointwise',
-)
+OPERATORS = tuple(room.ARGUMENTS)
 
 
 class Without:
@@ -40,18 +35,18 @@ class Wrong:
     def __init__(self, operator):
         self.operator = operator
 
+    def __getattr__(self, name):
+        return getattr(self.operator, name)
+
     def __call__(self, *args):
         return 2 * self.operator(*args)
-
-    def binary(self, *args):
-        return 2 * self.operator.binary(*args)
 
 
 @pytest.fixture
 def fresh():
-    room._operators_work.cache_clear()
+    room.operators_work.cache_clear()
     yield
-    room._operators_work.cache_clear()
+    room.operators_work.cache_clear()
 
 
 @pytest.fixture(scope='module')
@@ -72,6 +67,30 @@ def test_operators_that_work_are_used(net, fresh, caplog):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_the_operators_of_this_torch_take_what_is_given_to_them():
+    assert room.changed_operators() == []
+
+
+def test_a_changed_operator_is_named(monkeypatch):
+    def operator(*names, default=False):
+        arguments = [
+            SimpleNamespace(name=name, has_default_value=lambda: default) for name in names
+        ]
+        return SimpleNamespace(
+            default=SimpleNamespace(_schema=SimpleNamespace(arguments=arguments))
+        )
+
+    for new, lines in (
+        (None, ['_reorder_linear_weight is missing']),
+        (operator('weight'), ['_reorder_linear_weight takes (weight), not (self)']),
+        (operator('self', 'x'), ['_reorder_linear_weight takes (self, x), not (self)']),
+        (operator('self', 'x', default=True), []),
+    ):
+        monkeypatch.setattr(room, '_mkldnn', Without('_reorder_linear_weight', new))
+        assert room.changed_operators() == lines
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize('kind', ['missing', 'wrong', 'changed'])
 @pytest.mark.parametrize('name', OPERATORS)
 def test_without_an_operator_the_folded_convolutions_run(
@@ -84,6 +103,7 @@ def test_without_an_operator_the_folded_convolutions_run(
     if name.startswith('_reorder') and kind == 'wrong':
         # In the order that torch asks for, of other weights.
         other = lambda weight, *rest: real(2 * weight, *rest)  # noqa: E731
+        other.default = real.default
     if name == '_reorder_convolution_weight' and not room._AVX512:
         monkeypatch.setattr(room, '_AVX512', True)  # where it is used
     monkeypatch.setattr(room, '_mkldnn', Without(name, other))
@@ -99,7 +119,7 @@ def test_without_an_operator_the_folded_convolutions_run(
 
 def test_a_processor_that_does_not_tell_has_no_bf16(monkeypatch):
     monkeypatch.setattr(room, '_mkldnn', Without('_is_mkldnn_bf16_supported'))
-    assert room._has_bf16() is False
+    assert room.has_bf16() is False
 
 
 def test_the_option_of_av_open_that_later_releases_do_not_know(monkeypatch):

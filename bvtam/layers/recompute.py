@@ -150,6 +150,14 @@ def _stats(norm: nn.BatchNorm2d) -> _Stats:
     return mean, var, norm.momentum, norm.eps
 
 
+class FoldedNormRelu(nn.Identity):
+    """Stands for a batch norm and the ReLU after it, which the convolution before it has taken over."""
+
+
+def _norm_relu_plain(x: Tensor, norm: nn.Module) -> Tensor:
+    return norm(x) if isinstance(norm, FoldedNormRelu) else F.relu(norm(x), inplace=True)
+
+
 def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
     """`conv(relu(norm(x)))` of a batch norm and a convolution without bias, groups or dilation."""
     if type(conv) is nn.Conv2d and conv.bias is None and can_fuse(norm, x, conv):
@@ -157,7 +165,7 @@ def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
         return NormReluConv.apply(
             x, norm.weight, norm.bias, _stats(norm), kernel, conv.stride, conv.padding
         )
-    return conv(F.relu(norm(x), inplace=True))
+    return conv(_norm_relu_plain(x, norm))
 
 
 def norm_relu_split(
@@ -168,7 +176,7 @@ def norm_relu_split(
         weight = temporal.weight.to(x.dtype)
         call = num_pairs, 'split', temporal.causal
         return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, *call)
-    x = F.relu(norm(x), inplace=True)
+    x = _norm_relu_plain(x, norm)
     return (x, x) if temporal is None else temporal.split(x, num_pairs)
 
 
