@@ -1,4 +1,4 @@
-"""ClipConfig: everything that turns a video into a net's input. It travels with the weights."""
+"""ClipConfig: everything that turns a video into a model's input. It travels with the weights."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ClipConfig:
             those 5 and their mirror images, which needs `flip`.
         colors: how colours of videos are seen; images are as they are. 'tagged': as the tags of the
             video say. 'jpeg': as in JPEG files that FFmpeg extracts, which keep the components of
-            the video and are read by BT.601, whatever matrix the tags name; networks that were
-            trained on such files know no other colours.
+            the video and are read by BT.601, whatever matrix the tags name: for models that
+            were trained on such files.
 
     Raises:
         BvtamError: a value of another type or outside its range.
@@ -97,11 +97,11 @@ class ClipConfig:
 
     @property
     def num_bytes(self) -> int:
-        """Of one view, uint8 (C, T, crop_size, crop_size)."""
+        """Size of one view, uint8 (C, T, crop_size, crop_size)."""
         return len(self.mean) * self.num_frames * self.crop_size**2
 
     def with_channels(self, channels: int) -> ClipConfig:
-        """For a net of so many channels: where they are others, each has the average mean and std."""
+        """For a model of `channels`: if the number differs, each gets the average mean and std."""
         if channels == len(self.mean):
             return self
         mean, std = (round(sum(values) / len(values), 6) for values in (self.mean, self.std))

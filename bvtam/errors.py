@@ -1,4 +1,4 @@
-"""The package's own exception: everything a user can put right is said in one line."""
+"""BvtamError: bad input, said in one line, with the fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def one_line(text: object, longest: int = 1000) -> str:
 
 
 def shown(value: object) -> str:
-    """A value from a file of others for a message: its `repr`, short however much is in it."""
+    """A value from a file for a message: its `repr`, shortened."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # an integer of too many digits
@@ -35,8 +35,7 @@ class BvtamError(Exception):
 
 
 class MachineError(BvtamError):
-    """What this machine lacks: memory, descriptors or space. No fault of the input at hand, which may
-    be tried again."""
+    """This machine lacks memory, file descriptors or disk space; the input is not at fault."""
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read only where they have an end."""
+"""Files and folders written whole or not at all; only regular files are read."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from .errors import BvtamError
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty file beside `path`, whose folder is made if need be; it takes the name of
-    `path`, and is on disk, if the block succeeds.
+    """Yields an empty file beside `path`, which replaces it, flushed to disk, if the block succeeds.
 
-    Its mode is as `open` gives it: that of the file it replaces, or what the umask leaves. A link of
-    that name is replaced, not followed.
+    The folder is created if missing. The mode is as `open` gives it: that of the file replaced, or
+    what the umask leaves. A link of that name is replaced, not followed.
 
     Raises:
         BvtamError: `path` cannot be written; an OSError inside the block counts as that.
@@ -60,7 +59,7 @@ def write_file(path: str | os.PathLike[str], data: str | bytes) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file to read its bytes; what might give nothing, or never end, is not opened.
+    """Opens a regular file to read its bytes; a pipe or a device might never end.
 
     Raises:
         BvtamError: it is a folder, a pipe, a socket or a device.
@@ -87,7 +86,7 @@ def read_text(path: str | os.PathLike[str], encoding: str = 'utf-8') -> str:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Returns once a file or the entries of a folder are on disk."""
+    """Flushes a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -96,7 +95,7 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 
 def append_own(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file to append bytes, which is made if need be; a link is not followed.
+    """Opens a file to append bytes, created if missing; a link is not followed.
 
     Raises:
         OSError: it is a link or no regular file, or cannot be opened.
@@ -105,15 +104,15 @@ def append_own(path: str | os.PathLike[str]) -> BinaryIO:
     descriptor = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, 'it is no regular file', os.fspath(path))
+        raise OSError(errno.EINVAL, 'not a regular file', os.fspath(path))
     return os.fdopen(descriptor, 'ab')
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Those of `names` that are in `folder` are files or folders of its own.
+    """Checks that nothing will be written through a link, pipe, socket or device in `folder`.
 
     Raises:
-        BvtamError: one is a symbolic link, a pipe, a socket or a device, and would be written through.
+        BvtamError: one of `names` is such.
     """
     for name in names:
         path = folder / name
@@ -125,13 +124,12 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path, others: Iterable[Path] = ()) -> Iterator[Path]:
-    """Yields a new folder beside `folder` that takes its place, whole and on disk, if the block
-    succeeds.
+    """Yields a new folder, which replaces `folder`, flushed to disk, if the block succeeds.
 
-    Its files get the mode that the umask leaves; `others` come along as they are. Killed at any moment, it leaves the folder as it was
-    or as it was to be, and at most hidden copies, which the next call removes; where the system
-    cannot swap two folders in one step, that call first puts a folder back that was about to be
-    replaced.
+    Its files get the mode that the umask leaves; `others` are copied as they are. Killed at any
+    moment, it leaves the old folder or the new one, and at most hidden copies, which the next call
+    removes. Where the system cannot swap two folders in one step, the old one may be hidden too:
+    the next call first restores it.
 
     Raises:
         OSError: it cannot be written.
@@ -166,7 +164,7 @@ def _replace(folder: Path, new: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    if _exchange(new, folder):  # what was there is now the hidden one
+    if _exchange(new, folder):  # the old one is now the hidden one
         return
     old = new.with_suffix('.old')
     with _locked(folder):
@@ -180,7 +178,7 @@ def _replace(folder: Path, new: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Ends what a killed `atomic_folder` left beside `folder`; what a live one writes stays."""
+    """Restores or removes the hidden folders of a killed `atomic_folder`; those in use stay."""
     for end in ('.old', '.new'):
         for left in sorted(folder.parent.glob(f'.{glob.escape(folder.name)}.*{end}')):
             with suppress(OSError), _locked(left):  # a link, or in use
@@ -191,14 +189,14 @@ def recover(folder: Path) -> None:
 
 
 def replaced(folder: Path) -> Path | None:
-    """The hidden copy of a folder that is gone, since a program was killed while it replaced it."""
+    """The hidden old folder, where a program was killed before it put the new one there."""
     with suppress(OSError, ValueError):
         return next(folder.parent.glob(f'.{glob.escape(folder.name)}.*.old'), None)
     return None
 
 
 def _new_folder(folder: Path) -> tuple[Path, int]:
-    """A hidden folder beside `folder`, and a descriptor that keeps it to this process."""
+    """A hidden folder beside `folder`, and the descriptor that locks it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     while True:
         new = folder.with_name(f'.{folder.name}.{secrets.token_hex(8)}.new')

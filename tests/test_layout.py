@@ -48,7 +48,7 @@ def test_every_import_leads_to_what_stands_before(order):
                 if depth and target[0] != 'data':
                     continue
                 upwards = names.index(target[depth]) > names.index(module[depth])
-                assert not upwards, f'{MODULES[module]}:{line} imports {target}, which stands later'
+                assert not upwards, f'{MODULES[module]}:{line}: {".".join(target)} stands later'
     assert sum(map(len, GRAPH.values())) > 300
 
 
@@ -56,7 +56,7 @@ def test_no_circle_of_imports():
     done, path = set(), []
 
     def visit(module):
-        assert module not in path, f'{[*path[path.index(module) :], module]} import each other'
+        assert module not in path, f'a circle: {[*path[path.index(module) :], module]}'
         if module not in done:
             path.append(module)
             for target, _ in GRAPH[module]:
