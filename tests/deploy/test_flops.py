@@ -18,10 +18,13 @@ def test_every_published_row():
 
 
 def test_published_rows_of_short_clips(monkeypatch):
-    short = [r for r in published() if r['num_frames'] <= 16 and '101' not in r['model']]
+    # Of a model that is published with both, the exact numbers.
+    short = {r['model']: r for r in reversed(published()) if r['num_frames'] <= 8}
+    exact = next(r for r in published() if (r['model'], r['size']) == ('bvtam_r50_8x2', 224))
+    short = [exact, *short.values()]
     monkeypatch.setattr('bvtam.deploy.flops.published', lambda: short)
     rows = list(check())
-    assert len(rows) == len(short) >= 8 and all(r['ok'] for r in rows)
+    assert len(rows) == len(short) >= 6 and all(r['ok'] for r in rows)
     assert sum('conv_macs' in r['expected'] for r in rows) >= 4
 
 

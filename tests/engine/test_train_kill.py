@@ -56,11 +56,12 @@ def gone(pids):
     ],
     ids=['one', 'workers', 'two'],
 )
-def test_ten_kills_change_no_bit(server, tmp_path, settings, world):
+@pytest.mark.parametrize('number', [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_change_no_bit(server, tmp_path, settings, world, number):
     settings = (*settings, *OFTEN)
     server.run(*settings, out=tmp_path / 'whole', world=world)
     moments, out, kills = random.Random(world), tmp_path / 'out', 0
-    while kills < 10:
+    while kills < number:
         kill = (signal.SIGKILL, moments.randrange(4), moments.uniform(0, 0.4))
         pids = server.start(*settings, out=out, world=world, kill=kill, alone=True)
         killed = server.wait()[0] == -signal.SIGKILL
