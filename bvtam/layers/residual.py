@@ -103,7 +103,8 @@ def insert_operators(
 ) -> None:
     """Opens every `every`-th residual branch in `part`, from the first on, with an operator."""
     for block in residual_blocks(part)[::every]:
-        channels = next(m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d))
+        # of the outer one first: a MixedConv2d is no Conv2d and gives its own ones parts of the channels
+        channels = next(c for m in block.modules() if (c := getattr(m, 'in_channels', 0)))
         operator = temporal_op(temporal, channels, temporal_range, causal)
         first = FIRST_LAYER[type(block)]
         setattr(block, first, TemporalLayer(operator, getattr(block, first)))
