@@ -130,14 +130,6 @@ def test_shift_moves_the_channels_that_the_release_moves():
     assert y[:, 2:].eq(torch.tensor([1.0, 2, 3, 4]).view(4, 1)).all()
 
 
-def test_gradcheck():
-    tam = TAM(2, 3).double()
-    torch.nn.init.normal_(tam.weight)
-    x = tensors(3, 2 * 3, 2, 2, 1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda s, w: torch.func.functional_call(
-        tam, {'weight': w}, (s, 3)), (x, tam.weight))  # fmt: skip
-
-
 def test_starts_small_as_the_release():
     torch.manual_seed(0)
     weight = TAM(20_000, 5).weight
