@@ -1,8 +1,8 @@
 """The models, a family a file. Importing this package puts every name in timm's registry.
 
 A new file is a new family: nothing else names it. Its entry points have timm's `@register_model`, its
-class goes in `__all__`, and files that start with an underscore hold what families share. `build` of
-`_build.py` gives each model its options, weights and ClipConfig.
+class, a ZooModel, goes in `__all__`, and files that start with an underscore hold what families share.
+`build` of `_build.py` gives each model its options, weights and ClipConfig.
 """
 
 from importlib import import_module

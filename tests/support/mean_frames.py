@@ -19,11 +19,12 @@ from ..errors import BvtamError
 from ..layers.folding import fold_time, unfold_time
 from ..layers.recompute import checkpoint
 from ._build import build, default_cfg
+from ._zoo_model import ZooModel
 
 __all__ = ['MeanFrames']
 
 
-class MeanFrames(nn.Module):
+class MeanFrames(ZooModel):
     """Clips (B, C, T, H, W) -> (B, num_classes), any T.
 
     Args:
