@@ -62,6 +62,7 @@ with torch.no_grad():
     for again in (bvtam.create_model('./saved'), timm.create_model('local-dir:saved', pretrained=True)):
         assert torch.equal(again.eval()(clip), model(clip))
         assert again.temporal == 'max'
+    torch.testing.assert_close(bvtam.optimize(model)(clip), model(clip))
 assert bvtam.verify('./saved')['tensors'] == len(model.state_dict())
 bvtam.export(model, 'model.pt2')
 """
