@@ -76,7 +76,8 @@ class FusedConv(nn.Module):
         if self.packed is None or (x.requires_grad and torch.is_grad_enabled()):  # or no gradient
             padding, stride, dilation = self.geometry
             x = F.conv2d(x, self._plain(), self.bias, stride, padding, dilation, self.groups)
-            return x.relu_() if self.relu else x
+            # A model may have one more ReLU in place behind it, which would spoil what `relu` saves.
+            return x.clamp_min(0) if self.relu else x
         if self.dense:
             x = x.permute(0, 2, 3, 1)
             x = _mkldnn._linear_pointwise(x, self.packed, self.bias, after, [], '')

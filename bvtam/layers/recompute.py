@@ -154,7 +154,8 @@ class FoldedNormRelu(nn.Identity):
     """Stands for a batch norm and the ReLU after it, which the convolution before it has taken over."""
 
 
-def _norm_relu_plain(x: Tensor, norm: nn.Module) -> Tensor:
+def norm_relu(x: Tensor, norm: nn.Module) -> Tensor:
+    """`relu(norm(x))`, for inference in one operation with what was before."""
     return norm(x) if isinstance(norm, FoldedNormRelu) else F.relu(norm(x), inplace=True)
 
 
@@ -165,7 +166,7 @@ def norm_relu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
         return NormReluConv.apply(
             x, norm.weight, norm.bias, _stats(norm), kernel, conv.stride, conv.padding
         )
-    return conv(_norm_relu_plain(x, norm))
+    return conv(norm_relu(x, norm))
 
 
 def norm_relu_split(
@@ -176,7 +177,7 @@ def norm_relu_split(
         weight = temporal.weight.to(x.dtype)
         call = num_pairs, 'split', temporal.causal
         return NormReluTam.apply(x, norm.weight, norm.bias, _stats(norm), weight, *call)
-    x = _norm_relu_plain(x, norm)
+    x = norm_relu(x, norm)
     return (x, x) if temporal is None else temporal.split(x, num_pairs)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers.folding import unfold_time
 from ..layers.pairs import TemporalOp
-from ..layers.recompute import norm_relu_conv, norm_relu_split
+from ..layers.recompute import norm_relu, norm_relu_conv, norm_relu_split
 
 
 def _conv(in_chs: int, out_chs: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -113,8 +113,7 @@ class Stem(nn.Module):
         x = norm_relu_conv(x, self.little_bn2, self.little_conv3)
         x = self.little_bn3(x)
         x += self.big_bn(self.big_conv(big))
-        x = self.fuse_bn(self.fuse_conv(F.relu(x, inplace=True)))
-        return F.relu(x, inplace=True)
+        return norm_relu(self.fuse_conv(F.relu(x, inplace=True)), self.fuse_bn)
 
 
 class BLModule(nn.Module):
