@@ -365,7 +365,7 @@ def uninterrupted(start, many, tmp_path_factory):
 def test_ten_kills_neither_lose_nor_repeat_a_video(start, many, uninterrupted, tmp_path):
     expected, seconds = uninterrupted
     out, moments, kills = tmp_path / 'out', random.Random(0), 0
-    for shards in sorted(moments.sample(range(25), 10)):
+    for shards in sorted(moments.sample(range(20), 10)):  # of 25: some are always left
         process = start(many, out)
         while process.is_alive() and len(list(out.glob('shard-*'))) < shards:
             time.sleep(0.002)

@@ -207,6 +207,10 @@ class Server:
 def serve():
     import matplotlib.figure  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
+    from torch.utils.data._utils import worker
+
+    # Torch's own look at the parent, every 5 seconds, would hide that ours is missing.
+    worker.MP_STATUS_CHECK_INTERVAL = 1000
 
     out = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
