@@ -1,5 +1,4 @@
 import multiprocessing
-import pickle
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch.utils.data import DataLoader
 from bvtam import BvtamError
 from bvtam.clip import ClipConfig
 from bvtam.data.datasets import ImageDataset, SampleError, VideoDataset, collate
-from bvtam.data.load import load_images, load_records
+from bvtam.data.load import load_images
 from bvtam.data.records import Record
 from bvtam.data.sampling import sample_seed, train_indices
 from bvtam.data.transforms import TrainTransform, to_crops
@@ -246,19 +245,3 @@ def test_an_error_out_of_a_worker_is_one_line(broken):
     with pytest.raises(SampleError) as error:
         next(iter(loader))
     assert str(error.value) == str(here.value)
-
-
-def test_pickled_dataset(records):
-    dataset = VideoDataset(records, CLIP, train=TrainTransform(CLIP), seed=3)
-    dataset.set_epoch(5)
-    assert same(pickle.loads(pickle.dumps(dataset))[2], dataset[2])
-
-
-def test_class_folders_to_clips(folder, tmp_path):
-    for name in 'ab':
-        (tmp_path / name).symlink_to(folder / name)
-    records, names = load_records(tmp_path)
-    dataset = VideoDataset(records, CLIP)
-    assert names == ['a', 'b']
-    found = [(which(dataset[i]['clip'][0])[0][0], dataset[i]['label']) for i in range(5)]
-    assert found == [(0, 0), (2, 0), (4, 0), (1, 1), (3, 1)]

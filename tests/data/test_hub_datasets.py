@@ -1,6 +1,7 @@
 import io
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from support.grey import same, which, write_grey
@@ -46,8 +47,7 @@ class Table:
 
 
 def test_rows_with_paths_and_bytes(records):
-    with open(records[2].source, 'rb') as file:
-        content = file.read()
+    content = Path(records[2].source).read_bytes()
     rows = [
         {'video': {'path': records[1].source, 'bytes': None}, 'label': 1, 'other': object()},
         {'video': {'path': 'far/away.mp4', 'bytes': content}, 'label': 0, 'other': object()},
@@ -80,8 +80,7 @@ def test_rows_with_paths_and_bytes(records):
 
 def test_real_hub_dataset(records):
     library = pytest.importorskip('datasets')
-    with open(records[2].source, 'rb') as file:
-        content = file.read()
+    content = Path(records[2].source).read_bytes()
     videos = [records[0].source, {'path': None, 'bytes': content}]
     features = library.Features(
         video=library.Video(), label=library.ClassLabel(names=['walk', 'run'])
@@ -108,13 +107,10 @@ def shards(records, tmp_path_factory):
     for shard in range(4):
         with library.TarWriter(str(root / f'{shard:02d}.tar')) as writer:
             for number in range(3 * shard, 3 * shard + 3):
-                with open(records[number % 5].source, 'rb') as file:
-                    sample = {'__key__': f'clip{number}', 'mp4': file.read()}
-                if number % 2:
-                    label = {'json': {'label': number, 'more': 'x'}}
-                else:
-                    label = {'cls': number}
-                writer.write(sample | label)
+                video = Path(records[number % 5].source).read_bytes()
+                sample = {'__key__': f'clip{number}', 'mp4': video}
+                labels = {'cls': number}, {'json': {'label': number, 'more': 'x'}}
+                writer.write(sample | labels[number % 2])
     return root
 
 
@@ -180,8 +176,7 @@ def write_tar(path, files):
 
 def test_shards_with_faults(records, tmp_path):
     path = str(tmp_path / 'faults.tar')
-    with open(records[0].source, 'rb') as file:
-        video = file.read()
+    video = Path(records[0].source).read_bytes()
     files = {
         'a.mp4': video, 'a.cls': b'run',
         'b.mp4': b'bad' * 99, 'b.cls': b'0',
@@ -207,8 +202,7 @@ def test_shards_with_faults(records, tmp_path):
 
 def test_names_with_dots_and_several_videos_of_a_key(records, tmp_path):
     path = str(tmp_path / 'dots.tar')
-    with open(records[0].source, 'rb') as file:
-        video = file.read()
+    video = Path(records[0].source).read_bytes()
     files = {
         'clip_1.5s.mp4': video, 'clip_1.5s.cls': b'1',
         'clip_1.7s.mp4': video, 'clip_1.7s.cls': b'0', 'clip_1.9s.cls': b'0',
@@ -241,13 +235,8 @@ def test_shards_that_cannot_be_read(shards, tmp_path):
     header = content.index(b'clip4.mp4')  # a multiple of 512
     gone = str(tmp_path / 'gone.tar')
     damaged = content[:header] + b'?' * 100 + content[header + 100 :]
-    for broken in (
-        content[: header + 1500],
-        content[:header],
-        content[: header + 200],
-        damaged,
-        b'',
-    ):
+    lengths = (header + 1500, header, header + 200, 0)
+    for broken in (*(content[:length] for length in lengths), damaged):
         cut.write_bytes(broken)
         samples = list(webdataset_clips([str(cut), gone, str(whole)], CLIP, on_error='skip'))
         assert [s['label'] for s in samples if s['clip'] is not None][-3:] == [3, 4, 5]

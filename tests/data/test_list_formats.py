@@ -1,15 +1,12 @@
-from pathlib import Path
-
 import pytest
 import torch
+from support.cli import SAMPLE
 
 from bvtam import BvtamError, ClipConfig
 from bvtam.data import list_formats
 from bvtam.data.datasets import VideoDataset
 from bvtam.data.list_formats import FORMATS, Row, formats, list_format
 from bvtam.data.load import load_records
-
-SAMPLE = Path(list_formats.__file__).parents[1] / 'assets' / 'sample.mp4'
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """Videos whose grey levels tell which video and which frame a picture is."""
 
-from contextlib import closing
-
-import av
 import numpy as np
+
+from .videos import save
 
 FRAMES, FPS, SIDE = 8, 4, 32
 
@@ -19,14 +18,8 @@ def which(clip):
 
 
 def write_grey(path, video):
-    with closing(av.open(str(path), 'w')) as container:
-        stream = container.add_stream('mpeg4', rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, 'yuv420p'
-        stream.bit_rate = 1_000_000
-        for frame in range(FRAMES):
-            grey = np.full((SIDE, SIDE, 3), level(video, frame), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, 'rgb24')))
-        container.mux(stream.encode(None))
+    frames = (np.full((SIDE, SIDE, 3), level(video, i), np.uint8) for i in range(FRAMES))
+    save(path, 'mpeg4', frames, rate=FPS, bit_rate=1_000_000)
 
 
 def same(one, two):

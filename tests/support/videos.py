@@ -1,5 +1,7 @@
 """Videos of every container and codec that PyAV writes, and their frames by a plain decode."""
 
+import struct
+import zlib
 from fractions import Fraction
 
 import av
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 FRAMES = 36
+TICK = Fraction(1, 90000)
 
 GOP = {'g': '8'}
 
@@ -21,25 +24,74 @@ def pictures(count, width, height):
         yield np.roll(texture, (i, 2 * i), (0, 1))[:height, :width].copy()
 
 
-def write(path, codec, options, pixels, ticks=None, size=(64, 48)):
-    """A video at 25 frames a second, or with its frames at `ticks` of 1/90000 s."""
+def save(path, codec, frames, options=None, container=None, format=None, rate=25, **settings):
+    """A video of pictures (H, W, C), or of frames as `at` makes them.
+
+    `options` are those of the encoder, `container` those of the container, `settings` attributes of
+    the encoder.
+    """
     if codec not in av.codecs_available:
         pytest.skip(f'this PyAV has no {codec}')
+    with av.open(str(path), 'w', options=container or {}, format=format) as file:
+        stream = file.add_stream(codec, rate=rate, options=options or {})
+        stream.pix_fmt = {'gif': 'rgb8', 'mjpeg': 'yuvj420p'}.get(codec, 'yuv420p')
+        stream.codec_context.thread_count = 1
+        if 'time_base' in settings:
+            stream.time_base = settings['time_base']
+        for name, value in settings.items():
+            setattr(stream.codec_context, name, value)
+        for number, frame in enumerate(frames):
+            if isinstance(frame, np.ndarray):
+                frame = av.VideoFrame.from_ndarray(frame, format='rgb24')
+            if not number:
+                stream.width, stream.height = frame.width, frame.height
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def at(frames, ticks, unit):
+    """The pictures as frames that are shown at `ticks` of `unit` seconds."""
+    for picture, tick in zip(frames, ticks, strict=True):
+        frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
+        frame.pts, frame.time_base = tick, unit
+        yield frame
+
+
+def write(path, codec, options, pixels, ticks=None, size=(64, 48)):
+    """A video at 25 frames a second, or with its frames at `ticks` of 1/90000 s."""
     fragments = {'movflags': 'frag_keyframe+empty_moov'} if path.stem == 'fragments' else {}
     format = 'mjpeg' if path.suffix == '.mjpeg' else None
-    with av.open(str(path), 'w', options=fragments, format=format) as container:
-        stream = container.add_stream(codec, rate=25, options=options)
-        (stream.width, stream.height), stream.pix_fmt = size, pixels
-        stream.codec_context.thread_count = 1
-        if ticks is not None:
-            stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
-        for i, picture in enumerate(pictures(FRAMES, *size)):
-            frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
-            if ticks is not None:
-                frame.pts, frame.time_base = ticks[i], Fraction(1, 90000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    frames, settings = pictures(FRAMES, *size), {'pix_fmt': pixels}
+    if ticks is not None:
+        settings['time_base'] = TICK
+        frames = at(frames, ticks, TICK)
+    return save(path, codec, frames, options, fragments, format, **settings)
+
+
+def copy(source, target, change=lambda number, packet: packet, options=None):
+    """The packets of a video in another file, as `change` gives them; None is left out."""
+    with av.open(str(source)) as old, av.open(str(target), 'w', options=options or {}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        sound = [packet for packet in old.demux(video=0) if packet.size]
+        for number, packet in enumerate(sound):
+            packet = change(number, packet)
+            if packet is not None:
+                packet.stream = stream
+                new.mux(packet)
+    return target
+
+
+def png(width, height, data):
+    """The bytes of a PNG file that says it has this size, with `data` for its pixels."""
+
+    def chunk(name, body):
+        checked = name + body
+        return struct.pack('>I', len(body)) + checked + struct.pack('>I', zlib.crc32(checked))
+
+    head = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    packed = chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + packed
 
 
 def decoded(path):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.videos import at, save
 
 import bvtam
 from bvtam.data.load import load_records
@@ -41,22 +42,13 @@ def picture(index, width=96, height=64):
     return np.stack([x * 255 / width, 40 + y * 150 / height + 2 * index, blue], -1).astype(np.uint8)
 
 
-def write(path, times=EVEN, size=(96, 64), codec='mpeg4'):
+def write(path, times=EVEN, size=(96, 64)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), 'w') as container:
-        options = {'qscale': '2', 'g': '25'} if codec == 'mpeg4' else {}
-        stream = container.add_stream(codec, 25, options=options)
-        stream.width, stream.height = size
-        stream.pix_fmt = 'yuv420p'
-        clock = 25 if path.suffix == '.avi' else 1000
-        stream.time_base = stream.codec_context.time_base = Fraction(1, clock)
-        stream.codec_context.bit_rate = 8_000_000
-        for index, moment in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(picture(index, *size), format='rgb24')
-            frame.pts, frame.time_base = int(moment * clock), Fraction(1, clock)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    clock = 25 if path.suffix == '.avi' else 1000
+    pictures = (picture(index, *size) for index in range(len(times)))
+    frames = at(pictures, [int(moment * clock) for moment in times], Fraction(1, clock))
+    settings = {'time_base': Fraction(1, clock), 'bit_rate': 8_000_000}
+    return save(path, 'mpeg4', frames, {'qscale': '2', 'g': '25'}, **settings)
 
 
 def turn(path):

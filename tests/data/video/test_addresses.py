@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 from support.cli import SAMPLE
 from typer.testing import CliRunner
 
@@ -38,7 +39,10 @@ def server(answers):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            answer = answers.get(self.path, b'')
+            answer = answers.get(self.path)
+            if answer is None:
+                self.send_error(404)
+                return
             if isinstance(answer, str):
                 self.send_response(302)
                 self.send_header('Location', answer)
@@ -139,7 +143,11 @@ def test_redirects_and_playlists_stay_within_what_is_allowed():
                     reader.read([0])
                 assert not elsewhere
             upper = address.replace('http', 'HTTP')
-            assert open_video(f'{upper}/plain', 5).num_frames == FRAMES
+            reader = open_video(f'{upper}/plain', 5)
+            assert reader.name == f'{upper}/plain' and reader.num_frames == FRAMES
+            assert torch.equal(reader.read([34, 3]), VideoFile(SAMPLE).read([34, 3]))
+            with pytest.raises(VideoError, match='nothing cannot be opened'):
+                open_video(f'{address}/nothing', 5).read([0])
 
 
 def test_lists_name_local_files_unless_told_otherwise(tmp_path):

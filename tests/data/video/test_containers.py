@@ -12,6 +12,7 @@ import pytest
 import torch
 from av.stream import Disposition
 from PIL import Image
+from support.videos import TICK, at, copy, save
 
 from bvtam.data.prepare.encode import Encoding, encode
 from bvtam.data.records import Record
@@ -21,7 +22,6 @@ from bvtam.data.video.reader import VideoError
 from bvtam.data.video.truncation import cut_short
 from bvtam.data.video.write import Coding, write_video
 
-TICK = Fraction(1, 90000)
 WRITERS = {  # file: codec, format, options of the container
     'a.mp4': ('mpeg4', None, {}),
     'fragments.mp4': ('mpeg4', None, {'movflags': 'frag_keyframe+empty_moov'}),
@@ -45,20 +45,11 @@ def frames(count, side=64):
         yield values.integers(0, 256, (side, side, 3), np.uint8)
 
 
-def write(path, codec, ticks, format=None, options=None, rate=25, codec_options=None, **more):
+def write(path, codec, ticks, format=None, options=None, rate=25, codec_options=None):
     """Noise shown at `ticks` of 1/90000 s, or of `rate` where that is not 25."""
-    with av.open(str(path), 'w', format=format, options=options or {}, **more) as container:
-        stream = container.add_stream(codec, rate=rate, options=codec_options or {})
-        stream.width = stream.height = 64
-        stream.pix_fmt = {'gif': 'rgb8', 'mjpeg': 'yuvj420p'}.get(codec, 'yuv420p')
-        unit = TICK if codec.startswith('libx') and rate == 25 else Fraction(1, rate)
-        stream.codec_context.time_base = unit
-        for tick, picture in zip(ticks, frames(len(ticks)), strict=True):
-            frame = av.VideoFrame.from_ndarray(picture, 'rgb24').reformat(format=stream.pix_fmt)
-            frame.pts, frame.time_base = tick, unit
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    unit = TICK if codec.startswith('libx') and rate == 25 else Fraction(1, rate)
+    shown = at(frames(len(ticks)), ticks, unit)
+    return save(path, codec, shown, codec_options, options, format, rate, time_base=unit)
 
 
 def decoded(path):
@@ -371,12 +362,7 @@ def test_a_packet_for_each_field(tmp_path, suffix):
                 packet.time_base, packet.stream = TICK, stream
                 packet.is_keyframe = not i and not bottom
                 container.mux(packet)
-    with av.open(str(raw)) as old, av.open(str(path), 'w') as new:
-        target = new.add_stream_from_template(old.streams.video[0])
-        for packet in old.demux(video=0):
-            if packet.size:
-                packet.stream = target
-                new.mux(packet)
+    copy(raw, path)
     with av.open(str(path)) as container:
         assert sum(p.size > 0 for p in container.demux(video=0)) == 2 * count
     video = VideoFile(path)

@@ -18,7 +18,6 @@ import termios
 import threading
 import time
 import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ import pytest
 import torch
 from av.stream import Disposition
 from PIL import Image
+from support.videos import png, save
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize
@@ -105,19 +105,8 @@ def pictures(width=WIDTH, height=HEIGHT):
 
 
 def write(path, codec, options, container_options=(), width=WIDTH, height=HEIGHT):
-    container_options = {
-        'fflags': '+bitexact',
-        **dict(container_options),
-    }  # else WebM has a random name
-    with av.open(str(path), 'w', options=container_options) as container:
-        stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height = width, height
-        stream.pix_fmt = {'mjpeg': 'yuvj420p', 'gif': 'rgb8'}.get(codec, 'yuv420p')
-        stream.codec_context.thread_count = 1
-        for picture in pictures(width, height):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
-        container.mux(stream.encode(None))
-    return path
+    container = {'fflags': '+bitexact', **dict(container_options)}  # else WebM has a random name
+    return save(path, codec, pictures(width, height), options, container)
 
 
 def sound(path, codec='aac', cover=None):
@@ -305,16 +294,6 @@ def playlists(port):
         yield f'dash {name}.mp4', mpd.format(target).encode()
     yield 'session.mp4', (sdp.format(port) + 'a=rtpmap:96 H264/90000\n').encode()
     yield 'real.mp4', f'[Reference]\nRef1={away}.asf?MSWMExt=.asf\n'.encode()
-
-
-def png(width, height, data):
-    def chunk(name, body):
-        checked = name + body
-        return struct.pack('>I', len(body)) + checked + struct.pack('>I', zlib.crc32(checked))
-
-    head = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    packed = chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b'')
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + packed
 
 
 def with_bits(data, start, *fields):
@@ -892,14 +871,6 @@ def test_a_video_that_lasts_for_ages_has_no_windows(tmp_path):
     path.write_bytes(patched(data, box(data, b'strh') + 24, '<II', 2**31 - 1, 1))
     done = extract(Probe(), path, tmp_path / 'out', what='window', length=1.0, max_failed=1)
     assert done['failed'] == 1 and not done['rows']
-
-
-@pytest.mark.parametrize('suffix', ['txt', 'nfo'])
-def test_a_text_is_no_video(tmp_path, suffix):
-    path = tmp_path / f'notes.{suffix}'
-    path.write_text('Not a video.\n' * 100)
-    with pytest.raises(VideoError, match='cannot be opened as a video'):
-        VideoFile(path).read([0])
 
 
 def test_stalled_pipes_are_waited_for_side_by_side(tmp_path, monkeypatch):

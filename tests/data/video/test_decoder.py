@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from support.videos import FRAMES, GOP, decoded, write
+from support.videos import FRAMES, GOP, copy, decoded, write
 
 from bvtam.data.video import decoder
 from bvtam.data.video.file import VideoFile
@@ -65,19 +65,6 @@ VIDEOS = {
     'loop.gif': ('gif', {}, 'rgb8', False),
     'old.wmv': ('wmv2', GOP, 'yuv420p', False),
 }
-
-
-def copy(source, target, change=lambda number, packet: packet, options=None):
-    """The packets of a video in another file, as `change` gives them; None is left out."""
-    with av.open(str(source)) as old, av.open(str(target), 'w', options=options or {}) as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        sound = [packet for packet in old.demux(video=0) if packet.size]
-        for number, packet in enumerate(sound):
-            packet = change(number, packet)
-            if packet is not None:
-                packet.stream = stream
-                new.mux(packet)
-    return target
 
 
 def check(path, monkeypatch, entered=None):

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,8 +30,7 @@ class Once(io.RawIOBase):
 
 @pytest.fixture(scope='module')
 def data():
-    with open(SAMPLE, 'rb') as file:
-        return file.read()
+    return Path(SAMPLE).read_bytes()
 
 
 @pytest.fixture(scope='module')
@@ -45,19 +45,11 @@ def test_bytes_and_files_are_the_video_that_they_hold(data, model):
     ahead = io.BytesIO(b'header' + data)
     ahead.seek(6)
     with open(SAMPLE, 'rb') as file:
-        sources = [
-            data,
-            bytearray(data),
-            memoryview(data),
-            io.BytesIO(data),
-            ahead,
-            Once(data),
-            file,
-        ]
+        held = [data, bytearray(data), memoryview(data)]
+        sources = [*held, io.BytesIO(data), ahead, Once(data), file]
         names = ['bytes'] * 3 + ['file'] * 3 + [SAMPLE]
-        for source, found, name in zip(
-            sources, bvtam.predict_many(model, sources), names, strict=True
-        ):
+        results = bvtam.predict_many(model, sources)
+        for source, found, name in zip(sources, results, names, strict=True):
             assert found == want | {'video': name}, type(source)
         assert not file.closed and not ahead.closed
         file.seek(0)
@@ -90,15 +82,13 @@ def test_images_are_frames(model):
 
 
 def test_what_is_no_video_is_said_in_one_line(data, tmp_path):
+    image = Image.new('RGB', (8, 8))
     cases = {
         r'bytes is empty \(0 bytes\)': b'',
         r"file is open for text; open it with open\(path, 'rb'\)": io.StringIO('text'),
         r'bytes cannot be opened as a video': b'no video' * 100,
         r'the list holds no frame': [],
-        r'frame 1 is no PIL image and no uint8 array .* but str': [
-            Image.new('RGB', (8, 8)),
-            'a.jpg',
-        ],
+        r'frame 1 is no PIL image and no uint8 array .* but str': [image, 'a.jpg'],
         r'x cannot be read \(.*; give a binary file': (tmp_path / 'x').open('wb'),
         r'list of images or an array of frames, not int': 3,
     }

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import struct
 import subprocess
 import sys
 import threading
 import weakref
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from support.cli import SAMPLE
+from support.videos import png
 from torch.utils.data import DataLoader
 
 import bvtam
@@ -140,7 +139,7 @@ def test_threads_wait_for_a_budget_and_a_giant_has_it_alone():
 
 
 def test_clips_ahead_are_few_where_they_are_large(monkeypatch):
-    made, sources = [], [FrameArray(pictures(), name=str(i)) for i in range(20)]
+    made = []
 
     class Counted(FrameArray):
         def read_each(self, indices, function):
@@ -161,24 +160,12 @@ def test_clips_ahead_are_few_where_they_are_large(monkeypatch):
 # ---- limits ----
 
 
-def png_of(width, height):
-    """The beginning of a PNG file of that size."""
-    header = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    return (
-        b'\x89PNG\r\n\x1a\n'
-        + struct.pack('>I', 13)
-        + header
-        + struct.pack('>I', zlib.crc32(header))
-        + b'\0\0\0\0IDAT5\xafi\x1e'
-    )
-
-
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 def test_images_have_the_pixel_limit_of_videos(tmp_path):
     giant = tmp_path / 'giant'
     giant.mkdir()
     for number in range(4):
-        (giant / f'{number}.png').write_bytes(png_of(13000, 13000))
+        (giant / f'{number}.png').write_bytes(png(13000, 13000, b''))
     listed = Failures(2, 1.0)
     good = folder(tmp_path / 'good')
     results = list(predict_many(model(), [giant, good], on_error='skip', failures=listed))
@@ -464,7 +451,7 @@ def test_no_shared_memory_at_all_is_told_with_its_size(monkeypatch):
 
 
 def test_a_giant_image_is_one_line_on_the_command_line(tmp_path):
-    (tmp_path / '1.png').write_bytes(png_of(13000, 13000))
+    (tmp_path / '1.png').write_bytes(png(13000, 13000, b''))
     command = [sys.executable, '-m', 'bvtam', 'predict', str(tmp_path), '--model', 'bvtam_r50_8x2']
     told = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert told.returncode == 1 and told.stderr.count('\n') == 1
