@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from types import SimpleNamespace
 
 import av
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.cli import run
 from support.runs import TINY, lively, recipe, rows
 
 import bvtam
-from bvtam import cli
 from bvtam.clip import ClipConfig
 from bvtam.data.load import load_records
 from bvtam.data.records import Record
@@ -108,12 +107,12 @@ def test_the_command(finetuned, videos, tmp_path, capfd, caplog):
     command = ['train', *TINY, 'epochs=1', '--data', videos, '--out', out, '--json']
     command += ['clip={num_frames: 4, resize: 32, crop_size: 32}', 'init=']
     for code, text in ((0, ''), (0, 'is finished: nothing is left to do')):
-        found, stdout, stderr = run(capfd, command)
+        found, stdout, stderr = run(capfd, *command)
         assert found == code and text in stderr + caplog.text
         results = json.loads(stdout)
         assert results['epochs'] == 1 and results['out'] == str(out)
         assert (out / 'best' / 'config.json').exists()
-    found, stdout, stderr = run(capfd, [*command, '--resume', 'never'])
+    found, stdout, stderr = run(capfd, *command, '--resume', 'never')
     assert found == 1 and not stdout and 'holds a run' in stderr.splitlines()[-1]
 
 
@@ -171,18 +170,6 @@ def test_flip_of_the_first_weights_is_known(zoo, tmp_path, monkeypatch):
         assert build_model(recipe(*settings), None, 3).first_flip is flip
 
 
-def run(capfd, command):
-    argv, sys.argv = sys.argv, ['bvtam', *map(str, command)]
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv = argv
-    return code, *capfd.readouterr()
-
-
 def test_a_damaged_video_is_replaced_and_reported(videos, tmp_path):
     folder = tmp_path / 'videos'
     for path in videos.glob('*/*.mp4'):
@@ -214,7 +201,7 @@ def test_eval_finds_what_a_run_held_out(videos, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr('bvtam.data.load.load_records', load)
     common = '--data', videos, '--val-share', 0.2, '--workers', 0
     for model in (tmp_path / 'run', tmp_path / 'run' / 'last'):
-        run(capfd, ['eval', model, *common])
+        run(capfd, 'eval', model, *common)
         assert measured.pop() == held_out
 
 
@@ -266,10 +253,10 @@ def test_numbers_that_are_no_indices_are_names(videos, tmp_path, labels, caplog,
     model = bvtam.create_model(tmp_path / 'run', pretrained=True)
     assert model.label_names == names and model.num_classes == 2
     command = ['eval', tmp_path / 'run', '--data', tmp_path / 'list.txt', '--workers', 0, '--json']
-    code, stdout, _ = run(capfd, command)
+    code, stdout, _ = run(capfd, *command)
     assert code == 0 and [c['label'] for c in json.loads(stdout)['per_class']] == names
     (tmp_path / 'list.txt').write_text(f'{next(videos.glob("*/*.mp4"))},3')
-    code, _, stderr = run(capfd, command)
+    code, _, stderr = run(capfd, *command)
     assert code == 1 and 'label 3 is out of range, from 0 to 1' in stderr
 
 
