@@ -1,7 +1,7 @@
-"""How fast networks are on this machine, beside others of the field at their published inputs.
+"""How fast models are on this machine, beside others of the field at their published inputs.
 
 All of them take turns, so that a busy minute of the machine hits all alike, and a product of matrices
-takes its turn with them: the share of its speed that a network reaches tells how far it is from what
+takes its turn with them: the share of its speed that a model reaches tells how far it is from what
 the machine can do. Weights are random, which makes no difference to the time.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -39,31 +39,31 @@ _PAPER = {'bvtam_r50_8x2': (71.0, 'as in the paper')}  # of which no weights wer
 
 
 class _PerFrame(nn.Module):
-    """An image network on every frame, scores averaged: TSN."""
+    """An image model on every frame, scores averaged: TSN."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x.transpose(1, 2)
-        return self.net(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
+        return self.model(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
 
 
 class _TwoPaths(nn.Module):
     """SlowFast takes every fourth frame beside all of them."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net([x[:, :, ::4], x])
+        return self.model([x[:, :, ::4], x])
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A network of another library at its published input.
+    """A model of another library at its published input.
 
     Attributes:
         package: that has it.
@@ -85,8 +85,8 @@ class Peer:
     options: tuple[tuple[str, Any], ...] = ()
 
     def build(self) -> nn.Module:
-        net = getattr(import_module(self.module), self.name)(**dict(self.options))
-        return self.wrap(net) if self.wrap else net
+        model = getattr(import_module(self.module), self.name)(**dict(self.options))
+        return self.wrap(model) if self.wrap else model
 
 
 _VISION, _PTV = 'torchvision.models.video', 'pytorchvideo.models.hub'
@@ -104,6 +104,35 @@ PEERS = {
     ),
     'x3d_m': Peer('pytorchvideo', _PTV, 'x3d_m', 16, 224, 75.94, '10 clips, 3 crops'),
 }
+
+
+class BenchRow(TypedDict):
+    """A model on a clip; times are medians with the quartiles, None where a figure is not known."""
+
+    model: str
+    library: str
+    frames: int
+    size: int
+    gmacs: float
+    top1: float | None  # published, on Kinetics-400, in percent
+    views: str  # behind top1; one clip of one view is timed
+    batch: int
+    ms_per_clip: float
+    ms_low: float
+    ms_high: float
+    clips_per_second: float
+    peak_mib: float | None  # on top of what the weights take
+    share_of_matmul: float  # of what a product of matrices reached in the same minutes
+
+
+class Bench(TypedDict):
+    """The rows, and the machine that they were measured on."""
+
+    machine: str
+    cores: int
+    torch: str
+    precision: str
+    rows: list[BenchRow]
 
 
 def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -146,11 +175,11 @@ def bench(
     batch_sizes: Sequence[int] = (1,),
     rounds: int = 5,
     progress: Callable[[int, int], object] | None = None,
-) -> dict[str, Any]:
-    """Times networks on clips, and the machine.
+) -> Bench:
+    """Times models on clips, and the machine.
 
     Args:
-        names: networks of this package, optimised, at the frames and crop of their ClipConfig.
+        names: models of this package, optimised, at the frames and crop of their ClipConfig.
         peers: of `PEERS`, as their libraries make them; by default those that are installed.
         precision: 'fp32' or 'bf16', of all.
         batch_sizes: clips that go through together.
@@ -158,11 +187,7 @@ def bench(
         progress: called with the numbers of measurements done and of all.
 
     Returns:
-        `{machine, cores, torch, precision, rows}`; a row is `{model, library, frames, size, batch,
-        gmacs, ms_per_clip, ms_low, ms_high, clips_per_second, peak_mib, share_of_matmul, top1, views}`:
-        medians with the quartiles, memory on top of what the weights take, arithmetic as a share of
-        what a product of matrices reached in the same minutes, and the accuracy on Kinetics-400 that
-        is published for it, where it is, with the views behind that (one clip of one view is timed).
+        `{machine, cores, torch, precision, rows}`; see `BenchRow`.
 
     Raises:
         BvtamError: an unknown name, precision or peer, or a number below 1.
@@ -187,8 +212,8 @@ def bench(
     tell(0, total)
     for done, batch in enumerate(batch_sizes):
         runs = {
-            row['model']: _inference(net, torch.randn(batch, *shape).to(dtype))
-            for row, net, shape in candidates
+            row['model']: _inference(model, torch.randn(batch, *shape).to(dtype))
+            for row, model, shape in candidates
         }
         seconds = interleaved(runs | {'': lambda: matrix @ matrix}, rounds)
         matmul = 2 * _SIDE**3 / statistics.median(seconds[''])
@@ -224,15 +249,15 @@ def _own(names: Sequence[str], dtype: torch.dtype) -> Iterator[Candidate]:
     for name in names:
         if name not in list_models():
             raise BvtamError(f'unknown model {name!r}{nearest(name, list_models())}')
-        net = create_model(name).eval()
-        clip = net.clip_config
+        model = create_model(name).eval()
+        clip = model.clip_config
         if clip is None:
-            raise BvtamError(f'{name} takes single images; bench is of video networks')
+            raise BvtamError(f'{name} takes single images; bench is of video models')
         top1, views = _published(name)
-        gmacs = count(net, clip.num_frames, clip.crop_size)['executed_macs'] / 1e9
+        gmacs = count(model, clip.num_frames, clip.crop_size)['executed_macs'] / 1e9
         row = _row(name, 'bvtam', clip.num_frames, clip.crop_size, gmacs, top1, views)
-        shape = (net.in_chans, clip.num_frames, clip.crop_size, clip.crop_size)
-        yield row, optimize(net, dtype), shape
+        shape = (model.in_chans, clip.num_frames, clip.crop_size, clip.crop_size)
+        yield row, optimize(model, dtype), shape
 
 
 def _published(name: str) -> tuple[float | None, str]:
@@ -246,10 +271,10 @@ def _published(name: str) -> tuple[float | None, str]:
 def _others(names: Sequence[str], dtype: torch.dtype) -> Iterator[Candidate]:
     for name in names:
         peer = PEERS[name]
-        net, shape = peer.build().eval(), (3, peer.frames, peer.size, peer.size)
-        gmacs = count_any(net, torch.zeros(1, *shape)) / 1e9
+        model, shape = peer.build().eval(), (3, peer.frames, peer.size, peer.size)
+        gmacs = count_any(model, torch.zeros(1, *shape)) / 1e9
         row = _row(name, peer.package, peer.frames, peer.size, gmacs, peer.top1, peer.views)
-        yield row, net.to(dtype), shape
+        yield row, model.to(dtype), shape
 
 
 def _row(
@@ -266,10 +291,10 @@ def _row(
     }
 
 
-def _inference(net: nn.Module, x: Tensor) -> Callable[[], None]:
+def _inference(model: nn.Module, x: Tensor) -> Callable[[], None]:
     def run() -> None:
         with torch.inference_mode():
-            net(x)
+            model(x)
 
     return run
 
@@ -281,13 +306,13 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, statistics.median(values), high
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: Bench) -> str:
     """The result as a table, with the machine above it; times also as ratios to the first row's."""
     first = {row['batch']: row for row in reversed(result['rows'])}
     lines = [
         f'{result["cores"]} cores ({result["machine"]}), torch {result["torch"]}, {result["precision"]}',
         '',
-        '| network | clip | batch | GMACs | ms per clip | ratio | of matmul | peak MiB | top-1 (views) |',
+        '| model | clip | batch | GMACs | ms per clip | ratio | of matmul | peak MiB | top-1 (views) |',
         '|---|---|---|---|---|---|---|---|---|',
     ]
     for row in result['rows']:
@@ -309,8 +334,8 @@ def markdown(result: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def save_plot(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """A PNG of the published accuracy against the time measured, of the networks that have both.
+def save_plot(result: Bench, path: str | os.PathLike[str]) -> None:
+    """A PNG of the published accuracy against the time measured, of the models that have both.
 
     Raises:
         BvtamError: matplotlib is missing, or the file cannot be written.
@@ -338,7 +363,7 @@ def save_plot(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
         figure.savefig(new, dpi=120, format='png')
 
 
-def save(result: dict[str, Any], folder: str | os.PathLike[str]) -> None:
+def save(result: Bench, folder: str | os.PathLike[str]) -> None:
     """bench.json, bench.md and bench.png in a folder.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Nets as files for other programs: ONNX, OpenVINO, torch.export archives.
+"""Models as files for other programs: ONNX, OpenVINO, torch.export archives.
 
 The file holds what `config.json` does (ClipConfig, label names), so `predict` needs nothing else
 (see `runtimes`). Batch, frames, height and width stay free. Numbers are float32, whatever those of
-the net are.
+the model are.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _EXAMPLE = (2, 20, 96, 128)  # batch, frames, height, width; sizes above 1, or t
 def export(
     model: nn.Module, path: str | os.PathLike[str], calibration: Iterable[Tensor] | None = None
 ) -> Path:
-    """Writes a net to one file, `.onnx`, `.xml` (OpenVINO, with a `.bin` beside it) or `.pt2`.
+    """Writes a model to one file, `.onnx`, `.xml` (OpenVINO, with a `.bin` beside it) or `.pt2`.
 
     Args:
-        model: a net of this package in eval mode, not optimised: the runtimes do that themselves.
+        model: a model of this package in eval mode, not optimised: the runtimes do that themselves.
         path: of the file; its suffix is the format.
         calibration: normalised clips (B, C, T, H, W) of real videos: weights and activations become
             8-bit integers with the ranges that these have (NNCF; not for `.pt2`). Normalisation is
@@ -55,7 +55,7 @@ def export(
         `path`.
 
     Raises:
-        BvtamError: another suffix, a net in training mode or optimised, no calibration clips, or a
+        BvtamError: another suffix, a model in training mode or optimised, no calibration clips, or a
             library of the extra `export` is missing.
     """
     path = Path(path)
@@ -63,9 +63,11 @@ def export(
     if form is None:
         raise BvtamError(f'{path.name}: the suffix must be one of {", ".join(SUFFIXES)}')
     if not (hasattr(model, 'model_name') and hasattr(model, 'input_kind')):
-        raise BvtamError(f'export takes a net as create_model gives it, not {type(model).__name__}')
+        raise BvtamError(
+            f'export takes a model as create_model gives it, not {type(model).__name__}'
+        )
     if model.training or getattr(model, 'optimized', False):
-        raise BvtamError('export needs a net in eval mode that is not optimised')
+        raise BvtamError('export needs a model in eval mode that is not optimised')
     if calibration is not None and form == 'torch.export':
         raise BvtamError('8-bit integers are for .onnx and .xml; leave out the calibration')
     write = {'onnx': _write_onnx, 'openvino': _write_openvino, 'torch.export': _write_archive}[form]
@@ -119,7 +121,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
 
 
 def _in_float32(model: nn.Module) -> nn.Module:
-    """The net, or a copy: exporters fold batch norms in float32, and runtimes lack bfloat16."""
+    """The model, or a copy: exporters fold batch norms in float32, and runtimes lack bfloat16."""
     tensors = (*model.parameters(), *model.buffers())
     if all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()):
         return model
@@ -143,7 +145,7 @@ def _quiet():
 
 
 def _program(model: nn.Module) -> torch.export.ExportedProgram:
-    """The net with all axes but the channels free."""
+    """The model with all axes but the channels free."""
     weight = next(model.parameters())
     batch, frames, height, width = _EXAMPLE
     shape = (batch, model.in_chans, frames, height, width)
@@ -208,7 +210,7 @@ def _write_openvino(
 ) -> None:
     openvino = library('openvino', 'export', 'export')
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / 'net.onnx'
+        source = Path(folder) / 'model.onnx'
         _write_onnx(program, source, config, None)
         model = openvino.convert_model(source)
         if calibration is not None:
@@ -217,9 +219,9 @@ def _write_openvino(
         model.get_parameters()[0].set_layout(openvino.Layout(f'[{",".join(axes)}]'))
         model.set_rt_info(config, [KEY])
         with atomic_file(path.with_suffix('.bin')) as weights, atomic_file(path) as graph:
-            openvino.save_model(model, Path(folder) / 'net.xml', compress_to_fp16=False)
-            weights.write_bytes((Path(folder) / 'net.bin').read_bytes())
-            graph.write_bytes((Path(folder) / 'net.xml').read_bytes())
+            openvino.save_model(model, Path(folder) / 'model.xml', compress_to_fp16=False)
+            weights.write_bytes((Path(folder) / 'model.bin').read_bytes())
+            graph.write_bytes((Path(folder) / 'model.xml').read_bytes())
 
 
 def _quantized(model: Any, clips: Iterable[Tensor], as_input: Callable[[Any], Any]) -> Any:

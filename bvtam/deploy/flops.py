@@ -44,8 +44,8 @@ def count(model: nn.Module, num_frames: int = 1, size: int = 224) -> dict[str, i
     """`conv_macs`, `linear_macs` (as published), `params` and `executed_macs` of one clip.
 
     Args:
-        model: a net of this package; one clip runs through it, traced.
-        num_frames: T; ignored by image nets.
+        model: a model of this package; one clip runs through it, traced.
+        num_frames: T; ignored by image models.
         size: height and width in pixels.
     """
     weight = next(model.parameters())
@@ -70,7 +70,7 @@ def count(model: nn.Module, num_frames: int = 1, size: int = 224) -> dict[str, i
 
 
 def count_any(model: nn.Module, x: torch.Tensor) -> int:
-    """Multiply-accumulates of convolutions and matrix products of any net, by fvcore's own handles."""
+    """Multiply-accumulates of convolutions and matrix products of any model, by fvcore's own handles."""
     analysis = FlopCountAnalysis(model, x)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     ops = analysis.by_operator()
@@ -84,7 +84,7 @@ def flops(
     num_classes: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Costs of a named net; its own frames, crop and classes where none are given.
+    """Costs of a named model; its own frames, crop and classes where none are given.
 
     Returns:
         `{model, num_frames, size, num_classes, conv_macs, linear_macs, params, executed_macs}`.

@@ -46,9 +46,9 @@ class Graph(NamedTuple):
 
 
 class RuntimeNet(nn.Module):
-    """An exported net as a function from clips (B, C, T, H, W) to float32 logits; `predict` takes it.
+    """An exported model as a function from clips (B, C, T, H, W) to float32 logits; `predict` takes it.
 
-    It refuses the shapes that the net itself refuses, with the same exceptions, and takes an empty
+    It refuses the shapes that the model itself refuses, with the same exceptions, and takes an empty
     batch. Several threads may call it.
 
     Args:
@@ -89,7 +89,7 @@ class RuntimeNet(nn.Module):
         """(B, C, T, H, W) -> (B, num_classes).
 
         Raises:
-            ValueError: another shape than the net takes.
+            ValueError: another shape than the model takes.
             BvtamError: the runtime fails, or gives no such logits.
         """
         self._check(x.shape)
@@ -152,9 +152,8 @@ def check_config(text: str) -> dict[str, Any]:
         raise BvtamError(f'its metadata are not JSON: {error}') from None
     if not isinstance(config, dict):
         raise BvtamError(f'its metadata must be a table, not {config!r}')
-    config = {'clip': None, 'label_names': None, 'input_kind': None} | config
+    config = {'clip': None, 'label_names': None, 'input_kind': None, 'frame_multiple': 1} | config
     name, classes, labels = (config.get(k) for k in ('architecture', 'num_classes', 'label_names'))
-    config.setdefault('frame_multiple', 2 if str(name).startswith('bvtam_') else 1)  # older files
     if not (isinstance(name, str) and name and len(name) < 1000):
         raise BvtamError(f'its metadata: "architecture" must be a name, not {name!r}')
     if type(classes) is not int or not 0 <= classes <= _LARGEST:
@@ -220,7 +219,7 @@ def _load_onnx(path: Path, threads: int) -> Graph:
         if isinstance(message, onnx.TensorProto) and message.external_data:
             raise BvtamError(
                 'it keeps weights in other files, which `bvtam export` does not and which may be '
-                'any file: put them into it, or export the network again'
+                'any file: put them into it, or export the model again'
             )
     del model
     options = runtime.SessionOptions()

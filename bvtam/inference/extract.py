@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,16 @@ log = logging.getLogger('bvtam')
 
 WHAT = ('clip', 'window', 'pair')
 DTYPES = ('float32', 'float16')
+
+
+class Extraction(TypedDict):
+    """The folder of an extraction, and how much it holds now."""
+
+    out: str
+    videos: int
+    rows: int
+    failed: int
+    shards: int
 
 
 def extract(
@@ -54,7 +64,7 @@ def extract(
     resume: bool = True,
     shard: tuple[int, int] | str | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> dict[str, Any]:
+) -> Extraction:
     """Writes the embeddings of videos to a folder of shards (`shards.py` has its layout).
 
     The same call goes on where a killed one stopped; a shard that is there is not made again, its
