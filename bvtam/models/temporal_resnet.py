@@ -63,8 +63,15 @@ def _temporal_resnet(variant: str, pretrained: bool, **kwargs: Any) -> TemporalN
         defaults['temporal_every'] = 2  # as released
     if pretrained:  # its weights are about to be replaced
         kwargs['backbone_pretrained'] = False
+    if 'backbone' in kwargs and 'pretrained_cfg_overlay' not in kwargs:
+        kwargs['pretrained_cfg_overlay'] = _ends(backbone_cfg(kwargs['backbone']))
     clip = ClipConfig(num_frames=int(frames[1:]), resize=256)
     return build(TemporalNet, variant, pretrained, checkpoint_filter_fn, clip, defaults, **kwargs)
+
+
+def _ends(cfg: Any) -> dict[str, str]:
+    """The names of a backbone's first and last layer in the model around it."""
+    return {key: f'backbone.{getattr(cfg, key)}' for key in ('first_conv', 'classifier')}
 
 
 def temporal_model(
@@ -97,8 +104,7 @@ def temporal_model(
         std=cfg.std,
     )
     overlay = {k: getattr(cfg, k) for k in ('input_size', 'pool_size', 'mean', 'std')}
-    for key in ('first_conv', 'classifier'):
-        overlay[key] = f'backbone.{getattr(cfg, key)}'
+    overlay |= _ends(cfg)
     options = {'backbone': backbone, 'temporal': temporal, **options}
     model = build(
         TemporalNet,

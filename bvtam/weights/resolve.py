@@ -38,7 +38,7 @@ from .table import Entry, entries
 from .zoo import CONFIG, WEIGHTS, check_hashes, sha256, weights_file
 
 # Makes a zoo folder of an entry with a direct link. `factory.py` sets it: a download ends in a
-# conversion, which needs the models, and they are above this room.
+# conversion, which needs the models, and those import this package.
 downloader: Callable[[Entry], Path] | None = None
 
 

@@ -498,6 +498,12 @@ def test_temporal_model_brings_the_settings_of_its_backbone_and_comes_back(tmp_p
         assert torch.equal(again(x), model(x))
     assert again.clip_config == clip
     assert create_model(f'local-dir:{folder}', pretrained=True, num_classes=2).num_classes == 2
+    # Also by the option of an entry point, whose own backbone has another first convolution.
+    deep = lively(create_model('tam_resnet50_f8', backbone='test_resnet', num_classes=4))
+    folder = save_pretrained(deep, tmp_path / 'deep')
+    again = create_model(f'local-dir:{folder}').eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), deep(x))
 
 
 def test_entry_points():
