@@ -44,10 +44,7 @@ class ClipReader:
     """Makes the clips of one video after another.
 
     Attributes:
-        clip: how frames are chosen and prepared.
-        train: for a random clip of the video; None for its test views.
-        offsets: 'shared' or 'segment', of `train_indices`.
-        time_limit: seconds after which a video that yields nothing has failed.
+        clip, train, offsets, time_limit: as of `VideoDataset`.
     """
 
     clip: ClipConfig
@@ -60,13 +57,8 @@ class ClipReader:
     ) -> dict[str, Any]:
         """The sample of `record`, as `VideoDataset` gives it, without its index.
 
-        Args:
-            record: of the video.
-            generator: of all that is random about it.
-            content: of the video file, where it is not on disk.
-
-        Raises:
-            BvtamError, OSError: the video cannot be read, or has no frame in the range of the record.
+        `generator` is that of all that is random about it, `content` that of the video file where it is
+        not on disk. Raises `VIDEO_ERRORS`.
         """
         clip, label = self.clip, record.label
         with machine_errors(record.source):

@@ -155,8 +155,7 @@ def _is_direction(word: str) -> bool:
 def _marked(name: str, key: tuple[str, ...], names: dict[tuple[str, ...], list[str]]) -> bool:
     """Whether a label names a direction by a sign, another script, a capital or its neighbours.
 
-    Args:
-        names: the labels of each tuple of words.
+    `names` has the labels of each tuple of words.
     """
     text = _plain(name)
     if _SIGNS.search(name) or any(_plain(stem) in text for stem in _OTHER_SCRIPTS):

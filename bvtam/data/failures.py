@@ -201,10 +201,9 @@ class Failures:
             )
 
     def _list(self, video: str, reason: str) -> None:
-        first = not self.path.exists()
         with self.path.open('a', newline='', encoding='utf-8', errors='surrogateescape') as file:
             writer = csv.writer(file)
-            if first:
+            if not file.tell():
                 writer.writerow(['video', 'reason'])
             writer.writerow([video, reason])
             file.flush()

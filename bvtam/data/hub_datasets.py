@@ -145,11 +145,9 @@ def webdataset_clips(
         BvtamError: the library is missing, or there is no shard.
     """
     check_channels('clip', clip)
-    urls = (
-        library('webdataset', 'data', 'webdataset_clips').SimpleShardList(urls).urls if urls else []
-    )
     if not urls:
         raise BvtamError('urls names no shard')
+    urls = library('webdataset', 'data', 'webdataset_clips').SimpleShardList(urls).urls
     names = {name: i for i, name in enumerate(labels or [])}
     read = ClipReader(clip, train, offsets, time_limit)
     return _ShardClips(urls, read, names, shuffle if train else 0, seed, check_policy(on_error))
@@ -190,7 +188,7 @@ class _ShardClips(IterableDataset):
                 generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, index))
                 record = Record(_name(content, file if '.' in file else ''))
                 try:
-                    record, video = self._parse(content, file)
+                    record, video = self._parse(content, file, record.source)
                     sample = self.read(record, generator, video)
                 except VIDEO_ERRORS as error:
                     failed.append(failure(record.source, error, self.on_error, len(failed)))
@@ -212,8 +210,7 @@ class _ShardClips(IterableDataset):
                 reason = getattr(error, 'strerror', None) or next(iter(error.args), 'it ends early')
                 yield {'__url__': url, '__key__': '', 'error': f'{url} cannot be read: {reason}'}
 
-    def _parse(self, content: dict[str, Any], file: str) -> tuple[Record, bytes]:
-        name = _name(content, file if '.' in file else '')
+    def _parse(self, content: dict[str, Any], file: str, name: str) -> tuple[Record, bytes]:
         if 'error' in content:
             raise BvtamError(content['error'])
         if not _is_video(file):

@@ -176,20 +176,22 @@ class ListFile:
             yield where, cells
 
 
+Rows = Callable[[ListFile], Iterable[Row]]
+
+
 class ListFormat(NamedTuple):
     """How one kind of list is recognised and read; see `list_format`."""
 
     name: str
     shape: str
     recognises: Callable[[ListFile], bool]
-    rows: Callable[[ListFile], Iterable[Row]]
+    rows: Rows
     json: bool
     may_lack: bool
     labels: str
 
 
 FORMATS: list[ListFormat] = []
-Rows = Callable[[ListFile], Iterable[Row]]
 
 
 def list_format(

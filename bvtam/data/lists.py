@@ -25,11 +25,8 @@ def read_list(
 ) -> tuple[dict[str, list[Record]], list[str] | None]:
     """The records of each part, under '' where parts are not named, and the label names.
 
-    Args:
-        path: of a list or annotations, as `load_records` tells them.
-        root: folder that its paths start from.
-        names: labels in the order of their indices; None for those of the list.
-        urls: whether its videos may be addresses of `PROTOCOLS`.
+    `names` are the labels in the order of their indices, None for those of the list; the rest is as of
+    `load_records`.
 
     Raises:
         BvtamError: a line that cannot be understood, whose video is missing, or an address.

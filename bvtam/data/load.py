@@ -122,14 +122,7 @@ def load_parts(
 ) -> tuple[dict[str, list[Record]], list[str] | None]:
     """The videos of each part that a data set names, of all under '' if it names none.
 
-    Args:
-        data, root, labels: as in `load_records`.
-        split: a part without which there is an error; the others may be left out.
-        images: as `load_images`.
-        urls, frames, fps: as in `load_records`.
-
-    Returns, raises:
-        As `load_records`.
+    As `load_records`, but for `split`: a part without which there is an error; the others may be left out.
     """
     data = Path(data)
     if not data.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+import numpy as np
 import torch
 
 from ..clip import SAMPLINGS, ClipConfig
@@ -86,11 +87,8 @@ def train_indices(
     A video of V <= T frames leaves nothing to draw: it gives the clip of `clip_indices`.
 
     Args:
-        video_frames: frames V in the video.
-        num_frames: frames T in the clip.
+        video_frames, num_frames, sampling, frame_stride: as of `clip_indices`.
         generator: the only source of randomness, on the CPU.
-        sampling: 'uniform' or 'dense'.
-        frame_stride: distance between the frames of a dense clip, in frames of the video.
         offsets: 'shared' or 'segment', for uniform sampling.
 
     Returns:
@@ -121,11 +119,6 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     same on every machine and in every version, whichever process loads the sample and whatever was
     loaded before it. `torch.Generator().manual_seed(sample_seed(...))` draws its frames and its
     augmentation anew.
-
-    Args:
-        seed: of the run.
-        epoch: counted from 0.
-        index: place of the video in the dataset.
     """
     text = f'{int(seed)},{int(epoch)},{int(index)}'
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), 'little')
@@ -162,9 +155,5 @@ def _uniform(video_frames: int, num_frames: int, num_clips: int, _stride: int) -
 
 def _dense(video_frames: int, num_frames: int, num_clips: int, stride: int) -> list[list[int]]:
     span = max(0, video_frames - num_frames * stride)
-    # As numpy.linspace computes it: a step in floating point, the last start exact.
-    step = span / max(1, num_clips - 1)
-    starts = [int(c * step) for c in range(num_clips)]
-    if num_clips > 1:
-        starts[-1] = span
+    starts = np.linspace(0, span, num_clips).astype(int).tolist()
     return [[(start + stride * i) % video_frames for i in range(num_frames)] for start in starts]

@@ -178,8 +178,7 @@ class TrainTransform:
         the same state gives the same view again.
 
         Args:
-            frames_TCHW: uint8 tensor (T, C, H, W), of any size, as of `to_crops`.
-            label: class of the clip.
+            frames_TCHW, label: of the clip, as of `to_crops`, in frames of any size.
             generator: on the CPU.
 
         Returns:
@@ -187,7 +186,7 @@ class TrainTransform:
             `flip_labels` where it was mirrored.
 
         Raises:
-            BvtamError: frames of another kind, or with another number of channels than the mean has.
+            BvtamError: as `to_crops`.
         """
         view = self.draw(generator)
         return view.finish(view.crop(frames_TCHW), label)
@@ -231,12 +230,7 @@ class TrainTransform:
 
 
 class View:
-    """One random view of a clip: `crop` all of its frames, at once or some at a time, then `finish`.
-
-    Args:
-        transform: what draws it.
-        seed: of its draws.
-    """
+    """One random view of a clip: `crop` all of its frames, at once or some at a time, then `finish`."""
 
     def __init__(self, transform: TrainTransform, seed: int) -> None:
         self.transform, self.seed = transform, seed
@@ -336,13 +330,8 @@ def _in_channels(pixels: Tensor, clip: ClipConfig, dim: int) -> Tensor:
 def check_channels(name: str, clip: ClipConfig, model: nn.Module | None = None) -> None:
     """Raises a `BvtamError` where frames of videos cannot be the input of a model.
 
-    Args:
-        name: of the model, for messages.
-        clip: how its clips are made.
-        model: the model.
-
-    Raises:
-        BvtamError: it takes neither three channels nor one, or its clips are made for another number.
+    It takes neither three channels nor one, or `clip` makes its clips for another number. `name` is its
+    name in messages.
     """
     channels = getattr(model, 'in_chans', len(clip.mean))
     if channels not in (1, 3):

@@ -78,13 +78,7 @@ def cut(times: Tensor, duration: float, every: float, length: float) -> list[Win
     the one before it goes on to the end. The frames of a window are those that appear in it; where
     none does, it is the one still on screen.
 
-    Args:
-        times: (V,) seconds from the first frame at which each frame appears, rising.
-        duration: seconds from the first frame to the end of the last.
-        every, length: in seconds.
-
-    Raises:
-        BvtamError: `every` or `length` below 0.001 or not finite, or `length` below `every`.
+    `times` and `duration` are those of a `Reader`. Raises as `spans`.
     """
     spans(every, length)
     count = max(0, math.ceil((duration - length - _TOLERANCE) / every)) + 1

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 
 FRAMES = 36
 TICK = Fraction(1, 90000)
@@ -92,6 +93,28 @@ def png(width, height, data):
     head = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     packed = chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b'')
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + packed
+
+
+def sound(path, codec='aac', cover=None):
+    """A file without a video: a tone, and perhaps a cover picture."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream(codec, rate=48000, layout='mono')
+        if cover is not None:
+            art = container.add_stream('mjpeg', rate=1)
+            art.width, art.height, art.pix_fmt = 16, 16, 'yuvj420p'
+            art.disposition = Disposition.attached_pic
+            container.start_encoding()
+            picture = av.Packet(cover)
+            picture.stream = art
+            container.mux(picture)
+        for i in range(20):
+            wave = np.sin(np.arange(i * 1024, (i + 1) * 1024) / 9)
+            kind = stream.codec_context.format.name
+            values = wave[None].astype('f4') if 'flt' in kind else (wave[None] * 9999).astype('i2')
+            tone = av.AudioFrame.from_ndarray(values, kind, 'mono')
+            tone.sample_rate, tone.pts = 48000, i * 1024
+            container.mux(stream.encode(tone))
+        container.mux(stream.encode(None))
 
 
 def decoded(path):

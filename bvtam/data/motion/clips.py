@@ -292,11 +292,7 @@ class TwoLengths(Dataset):
     Weights trained on them serve both lengths: a motion takes twice as many frames of the longer one,
     and a model that has seen one speed alone does not know the other.
 
-    Args:
-        clips: of the longer length, a multiple of 4 frames.
-
-    Raises:
-        BvtamError: as `MotionClips`, of half as many frames.
+    `clips` are of the longer length, a multiple of 4 frames.
     """
 
     def __init__(self, clips: MotionClips) -> None:

@@ -66,18 +66,16 @@ def write_videos(
         step = max(1, _BATCH // (height * width * clips.num_frames))
         rows = []
         for start in range(0, count, step):
-            indices = range(start, min(start + step, count))
-            names = [clips.label_names[i % clips.num_classes] for i in indices]
-            paths = [
-                out / clips.split / name / f'{i:08d}.mp4'
-                for i, name in zip(indices, names, strict=True)
-            ]
-            missing = [i for i, path in zip(indices, paths, strict=True) if not path.exists()]
-            videos = dict(zip(missing, clips.render(missing)[0] if missing else (), strict=True))
-            for i, path, name in zip(indices, paths, names, strict=True):
+            paths = {
+                i: out / folders[i % clips.num_classes] / f'{i:08d}.mp4'
+                for i in range(start, min(start + step, count))
+            }
+            missing = [i for i, path in paths.items() if not path.exists()]
+            videos = dict(zip(missing, clips.render(missing)[0], strict=True))
+            for i, path in paths.items():
                 if i in videos:
                     write_clip(path, videos[i], fps, quantiser, gop)
-                rows.append((path.relative_to(out).as_posix(), name))
+                rows.append((path.relative_to(out).as_posix(), path.parent.name))
                 yield path
         table = io.StringIO(newline='')
         csv.writer(table).writerows([('video', 'label'), *rows])

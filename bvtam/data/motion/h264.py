@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
@@ -38,20 +38,22 @@ def recode(clip_CTHW: Tensor, quantiser: int) -> Tensor:
     encoder.options = {'qp': str(quantiser), 'g': '1', 'preset': 'veryfast'}
     decoder = av.CodecContext.create('h264', 'r')
     decoder.thread_count = 1
+    pictures = [
+        av.VideoFrame.from_ndarray(picture, format='rgb24')
+        for picture in clip_CTHW.permute(1, 2, 3, 0).contiguous().numpy()
+    ]
+    for number, picture in enumerate(pictures):
+        picture.pts = number
     frames = [
         frame
-        for picture in [*_pictures(clip_CTHW), None]
+        for picture in [*pictures, None]
         for packet in encoder.encode(picture)
         for frame in decoder.decode(packet)
     ]
     frames += decoder.decode(None)
-    reformat = (
-        VideoReformatter().reformat
-    )  # one for all frames: setting it up takes most of the time
-    pictures = [
-        torch.from_numpy(reformat(f, format='rgb24', threads=1).to_ndarray()) for f in frames
-    ]
-    return torch.stack(pictures).permute(3, 0, 1, 2)
+    reformat = VideoReformatter().reformat  # one for all: setting it up takes most of the time
+    coded = [reformat(frame, format='rgb24', threads=1).to_ndarray() for frame in frames]
+    return torch.from_numpy(np.stack(coded)).permute(3, 0, 1, 2)
 
 
 def write_clip(
@@ -64,9 +66,8 @@ def write_clip(
     """Writes an H.264 file, whole or not at all.
 
     Args:
-        path: of the file, .mp4.
-        clip_CTHW: uint8 RGB (3, T, H, W), H and W even.
-        quantiser: H.264's QP, from 0 (lossless) to 51, for every frame: rate control would look back.
+        clip_CTHW, quantiser: as of `recode`; the quantiser is that of every frame, since rate control
+            would look back.
         gop: frames from one that is coded by itself to the next. 1 keeps coding free of a direction
             of time (see `recode`); 250 gives far smaller files.
 
@@ -88,10 +89,3 @@ def write_clip(
 def check_even(name: object, height: int, width: int) -> None:
     if height % 2 or width % 2:
         raise BvtamError(f'{name}: H.264 needs an even height and width, not {height} x {width}')
-
-
-def _pictures(clip_CTHW: Tensor) -> Iterator[av.VideoFrame]:
-    for number, picture in enumerate(clip_CTHW.permute(1, 2, 3, 0).contiguous().numpy()):
-        frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
-        frame.pts = number
-        yield frame

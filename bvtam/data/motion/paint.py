@@ -106,9 +106,7 @@ def _wave(cycles: Tensor) -> Tensor:
 def shape(keys: Tensor, kinds: Tensor, size: int) -> Tensor:
     """Coverage on [0, 1], float32 (N, 1, size, size), of shapes within a circle of radius 0.9.
 
-    Args:
-        keys: int64 (N,).
-        kinds: indices into `SHAPES` to choose from.
+    `keys` are int64 (N,), `kinds` indices into `SHAPES` to choose from.
     """
     kind = kinds[(uniform(child(keys, 0), 1)[:, 0] * len(kinds)).long()]
     line = (torch.arange(size) + 0.5).double() * 2 / size - 1

@@ -73,11 +73,7 @@ class _Plan(NamedTuple):
 
 
 class Renderer:
-    """Draws frames of `height` x `width` pixels.
-
-    Args:
-        textures, shapes: names out of `TEXTURES` and `SHAPES` that scenes may use.
-    """
+    """Draws frames of `height` x `width` pixels, with these `TEXTURES` and `SHAPES`."""
 
     def __init__(
         self, height: int, width: int, textures: Sequence[str], shapes: Sequence[str]

@@ -34,21 +34,14 @@ _HUNG = 60  # time limits without a frame: the decoder never returns
 
 @dataclass
 class Encoding:
-    """The settings of prepared videos, see `prepare`.
-
-    Attributes:
-        codec: 'libx264', or 'mpeg4' where this FFmpeg lacks it; 'jpeg' of frames.
-
-    Raises:
-        BvtamError: a value outside its range.
-    """
+    """The settings of prepared videos, see `prepare`; a `BvtamError` where one is outside its range."""
 
     format: str = 'video'
     size: int = 256
     fps: float | None = None
     gop: int = 12
     quality: int | None = None
-    codec: str = ''
+    codec: str = ''  # 'libx264', or 'mpeg4' where this FFmpeg lacks it; 'jpeg' of frames
     colors: str = 'tagged'
 
     def __post_init__(self) -> None:
@@ -163,15 +156,9 @@ def _resized(frame: Tensor, size: int) -> Tensor:
 
 
 def write_frames(folder: Path, pictures: Iterable[Tensor], quality: int) -> None:
-    """A new folder of JPEG files `00001.jpg`, `00002.jpg`, and so on.
+    """A new folder of JPEG files `00001.jpg`, `00002.jpg`, and so on, on disk when this returns.
 
-    Args:
-        folder: made here; its files are on disk when this returns.
-        pictures: uint8 RGB tensors (C, H, W).
-        quality: of the JPEG files, from 1 to 100 (best).
-
-    Raises:
-        OSError: a file cannot be written.
+    `pictures` are uint8 RGB (C, H, W).
     """
     folder.mkdir()
     for number, picture in enumerate(pictures, 1):

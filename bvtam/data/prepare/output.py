@@ -23,10 +23,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ...errors import BvtamError
+from ...files import sync
 from ..labels import LABELS
 from ..records import Record
 from ..video.addresses import is_url
-from .encode import Encoding
 
 SETTINGS = 'prepare.json'
 SCRATCH = '.prepare'  # what is being written
@@ -117,14 +117,9 @@ def write_lists(
     has_rates = frames and any(rate is not None for *_, rate in made)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    columns = [
-        'video',
-        *['label'] * has_labels,
-        *['first', 'last'] * frames,
-        *['fps'] * has_rates,
-        *['split'] * has_parts,
-    ]
-    writer.writerow(columns)
+    columns = {'label': has_labels, 'first': frames, 'last': frames}
+    columns |= {'fps': has_rates, 'split': has_parts}
+    writer.writerow(['video', *(name for name, wanted in columns.items() if wanted)])
     for (path, label, split, rate), span in zip(made, spans, strict=True):
         fps = '' if rate is None else f'{rate:.10g}'
         cell = '' if label < 0 else label if names is None else names[label]
@@ -145,15 +140,8 @@ def write_lists(
     return out / f'{name}.csv'
 
 
-def frame_rate_of(part: Record, encoding: Encoding) -> float | None:
-    """Frames a second of what is made of a video, where it is known without a look into the video."""
-    return encoding.fps or (part.fps if os.path.isdir(part.source) else None)
-
-
 def write_text(out: Path, name: str, text: str) -> None:
     new = out / SCRATCH / name
-    with new.open('w', newline='', encoding='utf-8', errors='surrogateescape') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    new.write_bytes(text.encode('utf-8', 'surrogateescape'))
+    sync(new)
     os.replace(new, out / name)

@@ -32,7 +32,6 @@ from .output import (
     SETTINGS,
     base_folder,
     check_place,
-    frame_rate_of,
     targets_of,
     write_lists,
     write_text,
@@ -166,11 +165,12 @@ def prepare(
                     done += 1
                     if progress is not None:
                         progress(done, len(targets))
-            made = [
-                (targets[part].as_posix(), record.label, of_split, frame_rate_of(part, encoding))
-                for record, part, of_split in zip(records, parts, splits, strict=True)
-                if part not in failed
-            ]
+            made = []
+            for record, part, of_split in zip(records, parts, splits, strict=True):
+                if part not in failed:
+                    # Of videos only a look into them tells it.
+                    rate = fps or (part.fps if os.path.isdir(part.source) else None)
+                    made.append((targets[part].as_posix(), record.label, of_split, rate))
             listed = write_lists(out, split or 'list', made, names, format)
             if not split:
                 _warn_of_others(out, targets.values(), listed)

@@ -36,10 +36,7 @@ def outcomes(
     one whose process was its own and died is a `Crash`. The processes end with this one, however it
     ends.
 
-    Args:
-        work: can be pickled, as can the items and what comes back.
-        items: one after another, a process each.
-        workers: number of processes.
+    `work`, the items and what comes back can be pickled.
 
     Raises:
         BvtamError: no process can be started.

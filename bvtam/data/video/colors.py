@@ -51,7 +51,6 @@ UNTAGGED = Tags()  # of pictures that are no video
 
 
 def check_colors(colors: str) -> str:
-    """`colors`, or a `BvtamError` where there is no such way to see colours."""
     if colors not in COLORS:
         raise BvtamError(f'colors must be one of {", ".join(COLORS)}, not {colors!r}')
     return colors
@@ -94,12 +93,7 @@ def to_rgb(
 
 
 def from_rgb(reformatter: VideoReformatter, rgb_HWC: np.ndarray, tags: Tags) -> av.VideoFrame:
-    """A yuv420p frame for an encoder, of these tags, that `to_rgb` gives back for 'tagged'.
-
-    Args:
-        reformatter: kept from frame to frame.
-        rgb_HWC: uint8.
-    """
+    """A yuv420p frame for an encoder, of these tags, that `to_rgb` gives back for 'tagged'."""
     frame = reformatter.reformat(
         av.VideoFrame.from_ndarray(rgb_HWC, 'rgb24'),
         format='yuv420p',

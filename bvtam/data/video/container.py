@@ -39,8 +39,6 @@ def open_stream(
 
     Args:
         place: an address as FFmpeg takes it, or a pipe.
-        name: of the video in messages.
-        time_limit: seconds without progress after which it is given up.
         protocols: that FFmpeg may use, itself and for what a file names; '' for no limit.
         remote: whether lists of addresses (HLS, DASH) may be opened.
         format: FFmpeg's name of it; None where the content tells.

@@ -25,8 +25,7 @@ class Decoder:
     With a table that has `pts` it goes on at a later keyframe where that is nearer to the frame,
     and checks that the frames are those of the table.
 
-    Args:
-        joins: of a stream that was not scanned before; marked packets are what they say else.
+    `joins` is of a stream that was not scanned before; marked packets are what they say else.
     """
 
     def __init__(
@@ -109,9 +108,8 @@ class Decoder:
         return frame
 
     def _feed(self, packet: av.Packet | None) -> None:
-        if (
-            packet is not None and packet.is_corrupt
-        ):  # where files were joined; or `scan` had raised
+        # One is marked where files were joined; else `scan` had raised.
+        if packet is not None and packet.is_corrupt:
             marked, packet = packet, av.Packet(bytes(packet))
             packet.pts, packet.dts, packet.time_base = marked.pts, marked.dts, marked.time_base
         try:

@@ -30,7 +30,7 @@ from .colors import Tags, check_colors, tags_of, to_rgb
 from .container import Opened, damaged, open_stream
 from .decoder import Decoder, Mismatch
 from .frame_table import Clock, FrameTable, counted_table, scan
-from .joins import Damage, JoinFinder, Tail, check
+from .joins import Damage, JoinFinder, check
 from .memory import DECODING, MAX_PIXELS, OPENING_BYTES, frame_bytes, release_memory
 from .pipes import Pipe, copy_pipe, remove_copy
 from .reader import Reader, Result, VideoError, closed_at_exit
@@ -73,9 +73,7 @@ class VideoFile(Reader):
     Args:
         path: a file, an address such as `https://...` or `rtsp://...`, or '-' for standard input.
             What can be read only once, a pipe, is copied to a temporary file at the first use.
-        time_limit: seconds without progress after which a source is given up.
-        protocols: as of `open_video`.
-        colors: 'tagged' or 'jpeg', of `ClipConfig`.
+        time_limit, protocols, colors: as of `open_video`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -189,16 +187,13 @@ class VideoFile(Reader):
                     raise Damage(reason)
             if doubtful:
                 with DECODING.hold(frame_bytes(self.frame_pixels)):
-                    self._check_tails(doubtful)
+                    try:
+                        check(doubtful)
+                    except Damage as error:
+                        raise damaged(self.name, error) from None
             release_memory(frame_bytes(self.frame_pixels))
             self._known.table = table = table or self._count()
         return table
-
-    def _check_tails(self, tails: list[Tail]) -> None:
-        try:
-            check(tails)
-        except Damage as error:
-            raise damaged(self.name, error) from None
 
     def _count(self) -> FrameTable:
         """The table of the frames that decoding the whole video gives."""
@@ -286,11 +281,7 @@ class VideoFile(Reader):
             return frame.width, frame.height
 
     def _opened(self, live: bool = False) -> AbstractContextManager[Opened]:
-        """The container and its video, as of `open_stream`.
-
-        Args:
-            live: what can be read only once is read now, and not copied.
-        """
+        """As `open_stream`; where it is `live`, what can be read only once is read now, not copied."""
         if live and self.name.startswith('/dev/video'):  # a camera
             return open_stream(self.name, self.name, self.time_limit, format='v4l2')
         if self._is_url:

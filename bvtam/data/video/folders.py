@@ -30,14 +30,12 @@ class FrameFolder(ImageFrames):
     """A folder of numbered images, in the order of their numbers.
 
     Args:
-        path: the folder.
         template: how the images are named, with a place for the number such as `{:05d}.jpg` or
             `img_%05d.png`, or with wildcards, `img_*.jpg`; None where all the numbered images of the
             folder are named alike.
         first, last: numbers, as in the names, of the first and last frame, if not all belong to the
             video.
         num_frames: how many frames from the first on, in place of `last`.
-        fps: frames a second.
 
     Raises:
         FileNotFoundError: there is no such folder.

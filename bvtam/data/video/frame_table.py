@@ -168,9 +168,7 @@ def _table(format: str, stream: av.VideoStream, packets: list[_Packet]) -> Frame
     )
 
 
-def counted_table(
-    stream: av.VideoStream, seconds: list[float | None], last: float = 0.0
-) -> FrameTable:
+def counted_table(stream: av.VideoStream, seconds: list[float | None], last: float) -> FrameTable:
     """The table of frames that came out of the decoder at these times, which may be missing.
 
     `last` is how long the last one is shown, 0 where that is not known.

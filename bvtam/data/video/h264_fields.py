@@ -26,8 +26,7 @@ class _Bits:
 class FieldFinder:
     """Tells packets of one field; `possible` is False where the stream can have none.
 
-    Args:
-        extradata: of the stream's codec, as 'avcC' of MP4 or as units after start codes.
+    `extradata` is that of the stream's codec, as 'avcC' of MP4 or as units after start codes.
     """
 
     def __init__(self, extradata: bytes | None) -> None:

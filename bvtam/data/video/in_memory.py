@@ -48,11 +48,6 @@ def is_one(source: Any) -> bool:
 class FrameArray(EvenFrames):
     """Frames in memory: uint8 RGB or grey, (T, C, H, W) or (T, H, W, C), a numpy array or a tensor.
 
-    Args:
-        array: the frames.
-        fps: frames a second.
-        name: for messages.
-
     Raises:
         BvtamError: an array of another shape or type, or without frames.
     """
@@ -95,11 +90,6 @@ class FrameList(ImageFrames):
     """Frames in memory: PIL images, or uint8 arrays, RGB (H, W, 3) or (3, H, W), or grey (H, W).
 
     Those of another size than the first one are scaled to that.
-
-    Args:
-        frames: the frames.
-        fps: frames a second.
-        name: for messages.
 
     Raises:
         BvtamError: no frame, or one of another kind.

@@ -67,8 +67,7 @@ class JoinFinder:
     FFmpeg marks the packet at which counters break, or the one before. A loss takes neither the
     clock back nor ends at a keyframe; a join does both, or leaves no time out.
 
-    Args:
-        path: of the file, of which bytes are looked at; '' where there is none.
+    `path` is that of the file, of which bytes are looked at; '' where there is none.
     """
 
     def __init__(

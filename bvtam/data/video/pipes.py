@@ -59,16 +59,9 @@ def copy_pipe(name: str, time_limit: float) -> str:
 
 
 def copy_to_file(name: str, read: Callable[[int], bytes], if_empty: str, if_long: str) -> str:
-    """Path of a new temporary file with all that `read` gives; the caller removes it.
+    """As `copy_pipe`, of all that `read` gives, as of a file.
 
-    Args:
-        name: of the video in messages.
-        read: takes a number of bytes; gives so many at most, and none at the end.
-        if_empty, if_long: how the message ends where there is nothing, or more than 4 GB.
-
-    Raises:
-        VideoError: nothing, more than 4 GB, or a copy that cannot be written.
-        MachineError: the temporary folder is full.
+    `if_empty` and `if_long` end the message where there is nothing, or more than 4 GB.
     """
     path = None
     try:

@@ -9,11 +9,9 @@ _TOLERANCE = 1e-6  # seconds; times of frames are rounded
 
 
 def frames_from(times: Tensor, seconds: Tensor) -> Tensor:
-    """The first frames that appear at `seconds` or later; V where none does.
+    """The first frames that appear at `seconds`, of any shape, or later; V where none does.
 
-    Args:
-        times: (V,) seconds at which each frame appears, rising.
-        seconds: of any shape.
+    `times` are those of `Reader`, (V,).
     """
     return torch.searchsorted(times, seconds - _TOLERANCE)
 

@@ -47,11 +47,10 @@ def write_video(
     """An MP4 file without sound. One thread encodes, so that the same pictures give the same bytes.
 
     Args:
-        path: of the file.
         pictures: V uint8 RGB tensors (C, H, W); H and W even and always the same.
         times: (V,) seconds at which the frames are shown, rising from 0.
         duration: seconds from the first frame to the end of the last.
-        coding: how they are coded; without frames that depend on later ones.
+        coding: without frames that depend on later ones.
         pixel_aspect: width of a pixel over its height, for players.
         tags: of the colours, by whose matrix and range the pictures are coded; None for none.
 

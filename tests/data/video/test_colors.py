@@ -110,45 +110,29 @@ def as_jpeg(frame):
     return tiles(np.array(Image.open(io.BytesIO(data)).convert('RGB')).transpose(2, 0, 1))
 
 
-every_tag = pytest.mark.parametrize(
-    ('matrix', 'full', 'bits'),
-    [(matrix, full, bits) for matrix in (1, 5, 6, 9) for full in (False, True) for bits in (8, 10)],
-)
-
-
-@every_tag
-def test_tagged_colours_are_the_computed_ones(tmp_path, matrix, full, bits):
+@pytest.mark.parametrize('matrix', (1, 5, 6, 9))
+@pytest.mark.parametrize('full', (False, True))
+@pytest.mark.parametrize('bits', (8, 10))
+def test_colours_are_the_computed_ones_or_those_of_jpeg_files(tmp_path, matrix, full, bits):
     path = write(tmp_path / 'a.mkv', chart(matrix, full, bits))
+    for colors in ('tagged', 'jpeg'):
+        _, frame = next(open_video(path, colors=colors).play())
+        assert np.array_equal(tiles(frame), seen(path, colors))
     np.testing.assert_allclose(seen(path), COLOURS, atol=4)  # swscale rounds down
-    _, frame = next(open_video(path).play())
-    assert np.array_equal(tiles(frame), seen(path))
-
-
-@every_tag
-def test_jpeg_colours_are_those_of_files_that_ffmpeg_writes(tmp_path, matrix, full, bits):
-    path = write(tmp_path / 'a.mkv', chart(matrix, full, bits))
     found = seen(path, 'jpeg')
     np.testing.assert_allclose(found, as_jpeg(chart(matrix, full, bits)), atol=3)
     if matrix in (1, 9):
         assert np.abs(found - COLOURS).max() > 9
     if (matrix, full) == (1, False):
         np.testing.assert_allclose(found[0], (187, 46, 62), atol=3)
-    _, frame = next(open_video(path, colors='jpeg').play())
-    assert np.array_equal(tiles(frame), found)
 
 
 @pytest.mark.parametrize('bits', (8, 10))
-def test_without_a_tag_colours_are_read_by_bt601_either_way(tmp_path, bits):
-    path = write(tmp_path / 'a.mkv', chart(6, bits=bits, tag=2))
-    for colors in ('tagged', 'jpeg'):
-        np.testing.assert_allclose(seen(path, colors), COLOURS, atol=3)
-
-
-@pytest.mark.parametrize(('tag', 'matrix'), [(3, 6), (8, 6), (14, 6), (10, 9)])
-def test_a_matrix_that_swscale_lacks_is_read_by_the_nearest(tmp_path, tag, matrix):
-    path = write(tmp_path / 'a.mkv', chart(matrix, tag=tag))
+@pytest.mark.parametrize(('tag', 'matrix'), [(2, 6), (3, 6), (8, 6), (14, 6), (10, 9)])
+def test_a_matrix_that_is_not_told_or_not_known_is_read_by_the_nearest(tmp_path, tag, matrix, bits):
+    path = write(tmp_path / 'a.mkv', chart(matrix, bits=bits, tag=tag))
     np.testing.assert_allclose(seen(path), COLOURS, atol=3)
-    np.testing.assert_allclose(seen(path, 'jpeg'), as_jpeg(chart(matrix)), atol=3)
+    np.testing.assert_allclose(seen(path, 'jpeg'), as_jpeg(chart(matrix, bits=bits)), atol=3)
 
 
 @pytest.mark.parametrize('transfer', (PQ, HLG))

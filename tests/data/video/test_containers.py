@@ -91,15 +91,11 @@ def test_bytes_after_the_end_are_no_cut(tmp_path, name):
 
 @pytest.mark.parametrize('pixels', ['yuv420p', 'yuv411p', 'yuv422p12le', 'yuv444p', 'gray10le'])
 def test_the_size_of_raw_frames(tmp_path, pixels):
-    path = tmp_path / 'a.y4m'
-    with av.open(str(path), 'w', options={'strict': '-1'}) as container:
-        stream = container.add_stream('rawvideo', rate=25)
-        stream.width, stream.height, stream.pix_fmt = 35, 27, pixels
-        frame = av.VideoFrame(35, 27, pixels)
-        for plane in frame.planes:
-            plane.update(bytes(plane.buffer_size))
-        for _ in range(3):
-            container.mux(stream.encode(frame))
+    frame = av.VideoFrame(35, 27, pixels)
+    for plane in frame.planes:
+        plane.update(bytes(plane.buffer_size))
+    container = {'strict': '-1'}
+    path = save(tmp_path / 'a.y4m', 'rawvideo', [frame] * 3, container=container, pix_fmt=pixels)
     data = path.read_bytes()
     length = len(data) - data.rindex(b'FRAME')
     for left, cut in ((0, False), (1, True), (length - 3, True), (length, False)):
@@ -208,15 +204,16 @@ def test_the_last_picture_has_its_own_duration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'suffix, codec, default',
+    'suffix, codec, default, counts',
     [
-        ('mp4', 'mpeg4', True),
-        ('mkv', 'mpeg4', True),
-        ('mkv', 'mpeg2video', False),
-        ('ts', 'mpeg2video', False),
+        ('mp4', 'mpeg4', True, (4, 20)),
+        ('mkv', 'mpeg4', True, (4, 20)),
+        ('mkv', 'mpeg2video', False, (4, 20)),
+        ('ts', 'mpeg2video', False, (4, 20)),
+        ('ts', 'mpeg2video', False, (0, 12)),  # a programme that is not in the recording
     ],
 )
-def test_the_default_or_the_largest_of_several_videos(tmp_path, suffix, codec, default):
+def test_the_default_or_the_largest_of_several_videos(tmp_path, suffix, codec, default, counts):
     """As ffmpeg takes it; the other may be a programme of which a recording has a few packets."""
     path = tmp_path / f'a.{suffix}'
     with av.open(str(path), 'w') as container:
@@ -225,26 +222,14 @@ def test_the_default_or_the_largest_of_several_videos(tmp_path, suffix, codec, d
             stream.width = stream.height = side
             stream.pix_fmt = 'yuv420p'
             stream.disposition = Disposition.default if default and side == 32 else Disposition(0)
-        for stream, count in zip(streams, (4, 20), strict=True):
+        for stream, count in zip(streams, counts, strict=True):
             for picture in frames(count, stream.width):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
-            container.mux(stream.encode(None))
-    count, side = (4, 32) if default else (20, 64)
+            if count:
+                container.mux(stream.encode(None))
+    count, side = (counts[0], 32) if default else (counts[1], 64)
     video = VideoFile(path)
     assert video.num_frames == count and video.read([3]).shape == (1, 3, side, side)
-
-
-def test_a_programme_that_is_not_in_the_recording(tmp_path):
-    path = tmp_path / 'a.ts'
-    with av.open(str(path), 'w') as container:
-        for _ in range(2):
-            stream = container.add_stream('mpeg2video', rate=25)
-            stream.width = stream.height = 64
-            stream.pix_fmt = 'yuv420p'
-        for picture in frames(12):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
-        container.mux(stream.encode(None))
-    assert VideoFile(path).num_frames == 12
 
 
 def test_an_animated_avif_moves(tmp_path):

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from support.videos import copy, decoded, save
+from support.videos import copy, decoded, save, sound
 
 from bvtam.data.video.decoder import Decoder
 from bvtam.data.video.file import VideoFile
@@ -164,13 +164,8 @@ def test_what_is_no_video_says_so_in_one_line(tmp_path):
     texts = {tmp_path / f'text.{suffix}': 'not a video\n' * 100 for suffix in ('mp4', 'txt', 'nfo')}
     for path, content in texts.items():
         path.write_text(content)
-    sound = tmp_path / 'sound.mp4'
-    with av.open(str(sound), 'w') as container:
-        stream = container.add_stream('aac', rate=16000, layout='mono')
-        tone = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), 'fltp', 'mono')
-        tone.sample_rate = 16000
-        container.mux(stream.encode(tone))
-        container.mux(stream.encode(None))
+    tone = tmp_path / 'sound.mp4'
+    sound(tone)
     whole = write_video(tmp_path / 'whole.mp4', noise=True).read_bytes()
     headless = tmp_path / 'headless.mp4'  # an index at the end, as cameras write it, is lost first
     headless.write_bytes(whole[: len(whole) // 2])
@@ -183,7 +178,7 @@ def test_what_is_no_video_says_so_in_one_line(tmp_path):
         **dict.fromkeys(
             texts, r'text\.... cannot be opened as a video \((Invalid data|it may be a list)'
         ),
-        sound: 'sound.mp4 has no video stream; give a file with pictures',
+        tone: 'sound.mp4 has no video stream; give a file with pictures',
         headless: r'headless.mp4 cannot be opened as a video .*is it complete',
         hollow: r'hollow.mp4 is damaged: .*encode the video again',
     }
@@ -224,15 +219,15 @@ def test_damage_is_an_error_and_never_a_patched_up_frame(tmp_path, codec, suffix
         VideoFile(broken).read(range(VideoFile(broken).num_frames))
     assert '\n' not in str(caught.value)
 
-    video, sound = VideoFile(broken), 0
+    video, good = VideoFile(broken), 0
     for i in range(30):  # what can be read is as it was, perhaps at an earlier place
         try:
             picture = video.read([i])
         except BvtamError:
             continue
-        sound += 1
+        good += 1
         assert (frames == picture).flatten(1).all(1).any()
-    assert (sound == 0) if kind == 'cut' else (5 <= sound < 30)
+    assert (good == 0) if kind == 'cut' else (5 <= good < 30)
 
 
 @pytest.mark.parametrize(

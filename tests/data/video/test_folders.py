@@ -150,9 +150,12 @@ def test_arrays(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (5, 7, 9, 3), np.uint8)
     expected = torch.from_numpy(array).permute(0, 3, 1, 2)
     array.setflags(write=False)
-    for given in (array, expected, expected.numpy(), array[::-1][::-1]):
+    orders = [array, np.asfortranarray(array), array.transpose(0, 3, 1, 2), expected]
+    backwards = array[::-1].copy()[::-1], array[:, ::-1].copy()[:, ::-1]
+    for given in (*orders, *backwards):
         video = FrameArray(given, fps=5, name='mine')
         assert torch.equal(video.read([4, 1, 1]), expected[[4, 1, 1]])
+        assert np.shares_memory(video.frames, given)
         assert video.num_frames == 5 and video.duration == 1 and video.name == 'mine'
     video.read([0])[:] = 0
     assert torch.equal(video.read([0]), expected[[0]])

@@ -183,17 +183,6 @@ def test_arrays_have_the_pixel_limit_of_videos():
         open_video(torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(1, 3, 9000, 9000))
 
 
-def test_an_array_of_any_order_is_read_without_a_copy_of_it():
-    array = pictures()
-    for given in (array, array[:, ::-1, ::-1], array[::-1], np.asfortranarray(array)):
-        given = given.view()
-        given.flags.writeable = False
-        reader = FrameArray(given)
-        assert np.shares_memory(reader.frames, given)
-        wanted = torch.from_numpy(given[[2, 0]].copy()).permute(0, 3, 1, 2)
-        assert torch.equal(reader.read([2, 0]), wanted)
-
-
 @pytest.mark.parametrize('shape', [(20000, 2), (2, 20000)])
 def test_narrow_frames_do_not_become_huge(shape):
     clip = ClipConfig(num_frames=2)
