@@ -14,15 +14,13 @@ from bvtam.data.records import Record
 
 def test_folders_with_parts(tmp_path):
     touch(tmp_path, 'train/run/1.mp4', 'train/Jump/2.avi', 'train/run/x/3.mp4', 'train/readme.txt')
-    touch(
-        tmp_path, 'validation/run/4/00001.jpg', 'validation/run/4/00002.jpg', 'validation/.x/5.mp4'
-    )
+    touch(tmp_path / 'validation', 'run/4/00001.jpg', 'run/4/00002.jpg', '.x/5.mp4')
     records, names = load_records(tmp_path, 'train')
     assert names == ['Jump', 'run']  # as torchvision sorts them: capitals first
-    assert short(records, tmp_path) == [
-        ('train/Jump/2.avi', 0),
-        ('train/run/1.mp4', 1),
-        ('train/run/x/3.mp4', 1),
+    assert short(records, tmp_path / 'train') == [
+        ('Jump/2.avi', 0),
+        ('run/1.mp4', 1),
+        ('run/x/3.mp4', 1),
     ]
     val, val_names = load_records(tmp_path, 'val')
     assert val_names == names and short(val, tmp_path) == [('validation/run/4', 1)]
@@ -83,11 +81,9 @@ def test_wrong_folders(tmp_path, files, message):
 
 def test_videos_without_labels(tmp_path):
     touch(tmp_path, '1.mp4', '2.mp4')
-    assert load_records(tmp_path) == (
-        [Record(str(tmp_path / '1.mp4')), Record(str(tmp_path / '2.mp4'))],
-        None,
-    )
-    assert load_records(tmp_path / '1.mp4') == ([Record(str(tmp_path / '1.mp4'))], None)
+    one, two = (Record(str(tmp_path / name)) for name in ('1.mp4', '2.mp4'))
+    assert load_records(tmp_path) == ([one, two], None)
+    assert load_records(tmp_path / '1.mp4') == ([one], None)
     touch(tmp_path / 'f', 'v1/1.jpg', 'v2/1.jpg')
     assert short(load_records(tmp_path / 'f')[0], tmp_path) == [('f/v1', -1), ('f/v2', -1)]
     with pytest.raises(BvtamError, match='no class folders'):

@@ -15,13 +15,8 @@ def tree(tmp_path):
 
 
 def test_folders_are_searched_and_sorted(tree):
-    found = find_videos([tree])
-    assert [os.path.relpath(f, tree) for f in found] == [
-        'a/c.webm',
-        'a/deep/d.mkv',
-        'b.MP4',
-        'frames',
-    ]
+    found = [os.path.relpath(video, tree) for video in find_videos([tree])]
+    assert found == ['a/c.webm', 'a/deep/d.mkv', 'b.MP4', 'frames']
 
 
 def test_sources_keep_their_order_and_come_once(tree, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.video import R3D_18_Weights
 from torchvision.transforms import v2
 
 from bvtam.clip import ClipConfig
@@ -32,9 +33,8 @@ def test_frames_of_the_right_size_are_not_resized():
     frames = torch.randint(0, 256, (2, 3, 20, 31), dtype=torch.uint8)
     config = ClipConfig(resize=20, crop_size=20, num_crops=3, mean=(0.0,) * 3, std=(1.0,) * 3)
     out = to_clip(frames, config)
-    for view, left in zip(
-        out, (0, 6, 11), strict=True
-    ):  # 5.5 is rounded to even, as CenterCrop does
+    # 5.5 is rounded to even, as CenterCrop does.
+    for view, left in zip(out, (0, 6, 11), strict=True):
         wanted = frames[..., left : left + 20].transpose(0, 1)
         assert torch.equal((view * 255).round().to(torch.uint8), wanted)
 
@@ -372,12 +372,9 @@ def test_directions_in_other_words_signs_or_letters_are_never_mirrored(pair, cap
 
 
 def test_words_that_hold_a_direction_by_chance_are_mirrored():
-    torchvision = pytest.importorskip('torchvision.models.video')
-    names = torchvision.R3D_18_Weights.KINETICS400_V1.meta['categories']
-    for labels in (
-        names,
-        ['bright light', "ouvrir l'eau", 'correre e saltare', "man's hat", 'g', 'i'],
-    ):
+    names = R3D_18_Weights.KINETICS400_V1.meta['categories']
+    others = ['bright light', "ouvrir l'eau", 'correre e saltare', "man's hat", 'g', 'i']
+    for labels in (names, others):
         assert flip_label_map(labels) == dict(enumerate(range(len(labels))))
 
 

@@ -184,14 +184,9 @@ class Levels(nn.Module):
         self.head = nn.Linear(3, 3)
         nn.init.eye_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.clip_config = ClipConfig(
-            num_frames=2,
-            resize=16,
-            crop_size=16,
-            mean=(0,) * 3,
-            std=(100 / 255,) * 3,
-            colors=colors,
-        )
+        size = {'num_frames': 2, 'resize': 16, 'crop_size': 16}
+        scale = {'mean': (0,) * 3, 'std': (100 / 255,) * 3}
+        self.clip_config = ClipConfig(**size, **scale, colors=colors)
 
     def get_classifier(self):
         return self.head

@@ -42,9 +42,8 @@ def test_read_picks_frames_of_a_sequential_decode(tmp_path, codec, suffix):
     path = write_video(tmp_path / f'ramp.{suffix}', codec=codec)
     frames = decoded(path)[0]
     levels = frames[:, :, 20:28, 20:44].float().mean(dim=(1, 2, 3))
-    assert torch.allclose(
-        levels, STEP * torch.arange(30.0), atol=3
-    )  # the reference itself is right
+    # The reference itself is right.
+    assert torch.allclose(levels, STEP * torch.arange(30.0), atol=3)
 
     video = VideoFile(path)
     picked = video.read([7, 0, 29, 7, 13, 12])
@@ -84,9 +83,8 @@ def test_an_index_outside_the_video_is_an_error(tmp_path, indices, culprit, coun
     video = VideoFile(write_video(tmp_path / 'ramp.mp4'))
     if counted:
         assert video.num_frames == 30
-    with pytest.raises(
-        BvtamError, match=rf'ramp.mp4: frame {culprit} is outside the video, 0 to 29$'
-    ):
+    message = rf'ramp.mp4: frame {culprit} is outside the video, 0 to 29$'
+    with pytest.raises(BvtamError, match=message):
         video.read(indices)
     with pytest.raises(BvtamError, match='no frame index'):
         video.read([])
@@ -129,12 +127,11 @@ def test_pictures_are_shown_upright(tmp_path, matrix, corner, shape):
 
 
 def test_a_change_of_size_is_scaled_to_the_first(tmp_path):
-    small = write_video(tmp_path / 'a.mjpeg', count=3, codec='mjpeg', format='mjpeg').read_bytes()
-    large = write_video(
-        tmp_path / 'b.mjpeg', count=9, size=(96, 96), codec='mjpeg', format='mjpeg'
-    ).read_bytes()
+    raw = {'codec': 'mjpeg', 'format': 'mjpeg'}
+    small = write_video(tmp_path / 'a.mjpeg', count=3, **raw)
+    large = write_video(tmp_path / 'b.mjpeg', count=9, size=(96, 96), **raw)
     path = tmp_path / 'both.mjpeg'
-    path.write_bytes(small + large)
+    path.write_bytes(small.read_bytes() + large.read_bytes())
     video = VideoFile(path)
     assert video.num_frames == 12
     frames = video.read([1, 11])

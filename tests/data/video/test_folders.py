@@ -131,11 +131,7 @@ def test_what_is_no_folder_of_frames_says_so_in_one_line(tmp_path):
 @pytest.mark.parametrize('suffix', ['jpg', 'png', 'bmp'])
 def test_a_damaged_image_is_an_error(tmp_path, suffix):
     names = [f'{i}.{suffix}' for i in range(3)]
-    folder = tmp_path / 'frames'
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for name in names:
-        Image.fromarray(random.integers(0, 256, (60, 80, 3), np.uint8)).save(folder / name)
+    folder = fill(tmp_path / 'frames', names)
     sound = stored(folder, names)
     data = (folder / names[1]).read_bytes()
     for broken in (data[: len(data) // 2], b'', b'text'):
