@@ -8,33 +8,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
 from ..errors import one_line
-from .shared import (
-    BatchSize,
-    Clips,
-    Crops,
-    FolderRate,
-    Frames,
-    MaxFailed,
-    Model,
-    OnError,
-    Precision,
-    Protocols,
-    Threads,
-    TimeLimit,
-    app,
-    bar,
-    check_given,
-    load_model,
-    print_json,
-    protocol_list,
-    table,
-)
+from . import options
+from .shared import app, bar, check_given, load_model, print_json, protocol_list, table
 
 
 @app.command()
@@ -44,10 +25,10 @@ def predict(
         list[str],
         Argument(metavar='VIDEO', help='Files, folders, globs, URLs; - for a stream on stdin.'),
     ],
-    model: Model = 'bvtam_r50_8x2',
+    model: options.Model = 'bvtam_r50_8x2',
     topk: Annotated[int, Option(help='Classes to show; of windows, the table has the first.')] = 5,
-    clips: Clips = None,
-    crops: Crops = None,
+    clips: options.Clips = None,
+    crops: options.Crops = None,
     every: Annotated[
         float | None,
         Option(help='Answer for windows of the video, one beginning every so many seconds.'),
@@ -82,22 +63,22 @@ def predict(
     last: Annotated[
         int | None, Option(help='Steps that an answer of --stream is of (default: all so far).')
     ] = None,
-    batch_size: BatchSize = 8,
-    workers: Threads = 4,
-    precision: Precision = 'fp32',
+    batch_size: options.BatchSize = 8,
+    workers: options.Threads = 4,
+    precision: options.Precision = 'fp32',
     runtime: Annotated[
         Literal['torch', 'onnx', 'openvino'],
         Option(help='What runs the model; --model is a file from `export` then.'),
     ] = 'torch',
-    on_error: OnError = 'raise',
-    max_failed: MaxFailed = 0.1,
+    on_error: options.OnError = 'raise',
+    max_failed: options.MaxFailed = 0.1,
     errors: Annotated[
         Path | None, Option(help='CSV file to list the videos in that were skipped.')
     ] = None,
-    frames: Frames = '',
-    frame_rate: FolderRate = None,
-    time_limit: TimeLimit = 60.0,
-    protocols: Protocols = 'http,https,rtsp',
+    frames: options.Frames = '',
+    frame_rate: options.FolderRate = None,
+    time_limit: options.TimeLimit = 60.0,
+    protocols: options.Protocols = 'http,https,rtsp',
     as_json: Annotated[
         bool, Option('--json', help='Print one JSON document; with --stream, one a line.')
     ] = False,
@@ -107,10 +88,12 @@ def predict(
     from ..data.records import find_videos
     from ..data.video.addresses import is_url
     from ..data.video.folders import check_frames
-    from ..data.video.in_memory import source_name
     from ..data.video.open import open_video
     from ..data.video.reader import VideoError
+    from ..inference.evidence import evidence as find_evidence
+    from ..inference.evidence import save_evidence
     from ..inference.predict import predict_many
+    from ..inference.render import SUFFIXES, save_annotated, save_timeline
     from ..inference.windows import windows_many
 
     suffix = {'torch': '', 'onnx': '.onnx', 'openvino': '.xml'}[runtime]
@@ -140,9 +123,11 @@ def predict(
     if every is not None and evidence is not None:
         raise typer.BadParameter('--evidence is of the whole video: leave out --every')
     names = find_videos(videos, reading['protocols'])
-    several = len(names) > 1
-    pictures = _Pictures(evidence, timeline, save, topk, time_limit)
-    pictures.check(several)
+    titles = ['/dev/stdin' if name == '-' else name for name in names]  # as in results
+    stems = _stems(titles)
+    pictures = _places('--evidence', evidence, ('.png',), stems)
+    timelines = _places('--timeline', timeline, ('.png',), stems)
+    copies = _places('--save', save, SUFFIXES, stems)
     check_frames(frames, frame_rate, names)
     readers: list[Any] = list(names)
     for i, name in enumerate(names):
@@ -151,8 +136,7 @@ def predict(
             readers[i] = open_video(name, **reading)
         elif os.path.isdir(name):
             readers[i] = open_video(name, frames=frames, fps=frame_rate)
-    sources = {source_name(reader): reader for reader in readers}
-    stems = _stems(list(sources))
+    sources = dict(zip(titles, readers, strict=True))
     failures = Failures(len(names), max_failed, errors)
     results = []
     with bar('videos' if every is None else 'windows') as show:
@@ -177,53 +161,28 @@ def predict(
                 _show_prediction(result)
             video = result['video']
             try:
-                if save is not None:
+                if video in timelines:
+                    save_timeline(result, timelines[video])
+                if video in pictures:
+                    seen = find_evidence(loaded, sources[video], topk, time_limit=time_limit)
+                    save_evidence(seen, pictures[video])
+                if video in copies:
                     show(note=f'writing the copy of {os.path.basename(stems[video])}')
-                pictures.draw(loaded, result, sources[video], stems[video])
+                    save_annotated(result, sources[video], copies[video], time_limit=time_limit)
             except VideoError as error:  # damage between the frames that were predicted from
                 if on_error == 'raise':
                     raise
                 failures.add(video, error)
-            show(note=f'video {len(results)} of {len(names)}' if several and every else '')
+            show(note=f'video {len(results)} of {len(names)}' if len(names) > 1 and every else '')
     if as_json:
         print_json(results)
     if failures:
         print(failures.summary(), file=sys.stderr)
 
 
-class _Pictures(NamedTuple):
-    """Files to draw into, or folders of a file for each video; None: nothing is drawn."""
-
-    evidence: Path | None
-    timeline: Path | None
-    save: Path | None
-    topk: int
-    time_limit: float
-
-    def check(self, several: bool) -> None:
-        from ..inference.render import SUFFIXES
-
-        _check_output('--evidence', self.evidence, ('.png',), several)
-        _check_output('--timeline', self.timeline, ('.png',), several)
-        _check_output('--save', self.save, SUFFIXES, several)
-
-    def draw(self, model: Any, result: dict[str, Any], source: Any, stem: str) -> None:
-        from ..inference.evidence import evidence, save_evidence
-        from ..inference.render import save_annotated, save_timeline
-
-        if self.timeline is not None:
-            save_timeline(result, _output(self.timeline, f'{stem}.png'))
-        if self.evidence is not None:
-            seen = evidence(model, source, self.topk, time_limit=self.time_limit)
-            save_evidence(seen, _output(self.evidence, f'{stem}.png'))
-        if self.save is not None:
-            path = _output(self.save, f'{stem}.mp4')
-            save_annotated(result, source, path, time_limit=self.time_limit)
-
-
 @app.command()
 def demo(
-    model: Model = 'bvtam_r50_8x2',
+    model: options.Model = 'bvtam_r50_8x2',
     port: Annotated[int, Option(help='Of the page, on this machine.')] = 7860,
     share: Annotated[
         bool, Option('--share', help="Let others see it, through Gradio's servers.")
@@ -266,23 +225,21 @@ def _show_answers(answers: Iterable[dict[str, Any]], as_json: bool) -> None:
         print(']')
 
 
-def _check_output(option: str, path: Path | None, suffixes: tuple[str, ...], several: bool) -> None:
-    if path is None or _is_folder(path):
-        return
-    if several:
+def _places(
+    option: str, path: Path | None, suffixes: tuple[str, ...], stems: dict[str, str]
+) -> dict[str, Path]:
+    """The file to write for each video: `path`, or one in this folder; none without a path."""
+    if path is None:
+        return {}
+    if path.is_dir() or not path.suffix:
+        return {video: path / f'{stem}{suffixes[0]}' for video, stem in stems.items()}
+    if len(stems) > 1:
         raise typer.BadParameter(f'{option} must be a folder, since there are several videos')
     if path.suffix.lower() not in suffixes:
         raise typer.BadParameter(
             f'{option} must be a folder or end in {" or ".join(suffixes)}, not {path.name}'
         )
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() or not path.suffix
-
-
-def _output(path: Path, name: str) -> Path:
-    return path / name if _is_folder(path) else path
+    return dict.fromkeys(stems, path)
 
 
 def _stems(videos: list[str]) -> dict[str, str]:

@@ -12,28 +12,8 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from .shared import (
-    LISTS,
-    AllowUrls,
-    BatchSize,
-    Clips,
-    Crops,
-    FrameRate,
-    Frames,
-    Json,
-    MaxFailed,
-    ModelName,
-    OnError,
-    Precision,
-    Root,
-    app,
-    bar,
-    check_given,
-    load_model,
-    print_facts,
-    print_json,
-    table,
-)
+from . import options
+from .shared import app, bar, check_given, load_model, print_facts, print_json, table
 
 
 @app.command()
@@ -48,12 +28,12 @@ def train(
         list[str] | None,
         Argument(metavar='KEY=VALUE', help='Settings in place of those of the recipe.'),
     ] = None,
-    data: Annotated[str, Option(help=f'A folder for each class, or {LISTS}.')] = '',
+    data: Annotated[str, Option(help=f'A folder for each class, or {options.LISTS}.')] = '',
     out: Annotated[
         Path | None, Option(help='Folder of the run (default: runs/ and the model).')
     ] = None,
-    frames: Frames = '',
-    frame_rate: FrameRate = None,
+    frames: options.Frames = '',
+    frame_rate: options.FrameRate = None,
     resume: Annotated[
         Literal['auto', 'never'],
         Option(help='What to do with a run in that folder: go on with it, or refuse to.'),
@@ -61,7 +41,7 @@ def train(
     list_settings: Annotated[
         bool, Option('--settings', help='List the recipes and every setting, and end.')
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train or finetune a model; the same command goes on after an interruption.
 
@@ -119,8 +99,10 @@ _EVAL_BOTH = {'model', 'data', 'out', 'batch_size', 'workers', 'precision', 'as_
 @app.command('eval')
 def eval_(
     context: typer.Context,
-    model: ModelName,
-    data: Annotated[str, Option(help=f'A folder for each class, {LISTS}, or the word motion.')],
+    model: options.ModelName,
+    data: Annotated[
+        str, Option(help=f'A folder for each class, {options.LISTS}, or the word motion.')
+    ],
     split: Annotated[Literal['train', 'val', 'test'], Option(help='Part of the data.')] = 'val',
     val_share: Annotated[
         float,
@@ -129,27 +111,27 @@ def eval_(
             'holds out 0.2.'
         ),
     ] = 1.0,
-    root: Root = '',
-    allow_urls: AllowUrls = False,
-    frames: Frames = '',
-    frame_rate: FrameRate = None,
-    clips: Clips = None,
-    crops: Crops = None,
+    root: options.Root = '',
+    allow_urls: options.AllowUrls = False,
+    frames: options.Frames = '',
+    frame_rate: options.FrameRate = None,
+    clips: options.Clips = None,
+    crops: options.Crops = None,
     out: Annotated[
         Path | None,
         Option(help='Folder for results.json, per_class.csv, confusion.png, errors.csv.'),
     ] = None,
-    batch_size: BatchSize = 8,
+    batch_size: options.BatchSize = 8,
     workers: Annotated[int, Option(help='Processes that decode.')] = 2,
-    precision: Precision = 'fp32',
-    on_error: OnError = 'skip',
-    max_failed: MaxFailed = 0.1,
+    precision: options.Precision = 'fp32',
+    on_error: options.OnError = 'skip',
+    max_failed: options.MaxFailed = 0.1,
     count: Annotated[int, Option(help='Of motion: clips.')] = 2000,
     seed: Annotated[int, Option(help='Of motion: other seeds, other clips.')] = 1,
     videos: Annotated[
         bool, Option('--videos', help='Of motion: by way of H.264 files, 320x240 at 10 fps.')
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure a model's accuracy on labelled videos, or an image model's on images.
 
@@ -157,68 +139,44 @@ def eval_(
     On several GPUs or machines: `accelerate launch -m bvtam eval ...`
     """
     from ..data.load import load_images, load_records
-    from ..engine.evaluate import evaluate
-    from ..engine.run_folder import run_seed
-
-    _join()
-    motion = data == 'motion'
-    check_given(context, motion, {'count', 'seed', 'videos'}, _EVAL_BOTH)
-    if motion:
-        from ..engine.evaluate_motion import evaluate_motion
-
-        with bar('clips') as show:
-            result = evaluate_motion(
-                load_model(model, precision),
-                count,
-                seed,
-                videos=videos,
-                batch_size=batch_size,
-                workers=workers,
-                out=out,
-                progress=show,
-            )
-        _show_accuracy(result, as_json)
-        return
-    with bar('videos') as show:
-        loaded = load_model(model, precision)
-        load = load_images if loaded.input_kind == 'image' else load_records
-        records, names = load(
-            data,
-            split,
-            root=root or None,
-            labels=loaded.label_names,
-            val_share=val_share,
-            seed=run_seed(model),
-            urls=allow_urls,
-            frames=frames,
-            fps=frame_rate,
-        )
-        result = evaluate(
-            loaded,
-            records,
-            num_clips=clips,
-            num_crops=crops,
-            batch_size=batch_size,
-            workers=workers,
-            on_error=on_error,
-            max_failed=max_failed,
-            out=out,
-            label_names=names,
-            progress=show,
-        )
-    _show_accuracy(result, as_json)
-
-
-def _show_accuracy(result: dict[str, Any], as_json: bool) -> None:
-    keys = ('model', 'num_videos', 'num_failed', 'top1', 'top5', 'mean_class_accuracy', 'loss')
-    shown = {key: result[key] for key in keys} | result['views'] | result.get('families', {})
-    print_facts(result if as_json else shown, as_json)
-
-
-def _join() -> None:
-    """Joins the other processes that a launcher has started, if any."""
     from ..engine.distributed import Processes
+    from ..engine.evaluate import evaluate
+    from ..engine.evaluate_motion import evaluate_motion
+    from ..engine.run_folder import run_seed
     from ..inference.ranks import rank_and_world_size
 
     if rank_and_world_size(launched=True)[1] > 1:
-        Processes()
+        Processes()  # joins the others that a launcher has started
+    motion = data == 'motion'
+    check_given(context, motion, {'count', 'seed', 'videos'}, _EVAL_BOTH)
+    with bar('clips' if motion else 'videos') as show:
+        loaded = load_model(model, precision)
+        common = {'batch_size': batch_size, 'workers': workers, 'out': out, 'progress': show}
+        if motion:
+            result = evaluate_motion(loaded, count, seed, videos=videos, **common)
+        else:
+            load = load_images if loaded.input_kind == 'image' else load_records
+            records, names = load(
+                data,
+                split,
+                root=root or None,
+                labels=loaded.label_names,
+                val_share=val_share,
+                seed=run_seed(model),
+                urls=allow_urls,
+                frames=frames,
+                fps=frame_rate,
+            )
+            result = evaluate(
+                loaded,
+                records,
+                num_clips=clips,
+                num_crops=crops,
+                on_error=on_error,
+                max_failed=max_failed,
+                label_names=names,
+                **common,
+            )
+    keys = ('model', 'num_videos', 'num_failed', 'top1', 'top5', 'mean_class_accuracy', 'loss')
+    shown = {key: result[key] for key in keys} | result['views'] | result.get('families', {})
+    print_facts(result if as_json else shown, as_json)

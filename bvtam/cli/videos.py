@@ -8,36 +8,15 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from .shared import (
-    LISTS,
-    AllowUrls,
-    BatchSize,
-    FolderRate,
-    FrameRate,
-    Frames,
-    Json,
-    MaxFailed,
-    Model,
-    OnError,
-    Precision,
-    Protocols,
-    Root,
-    Threads,
-    TimeLimit,
-    app,
-    bar,
-    check_given,
-    load_model,
-    print_facts,
-    protocol_list,
-)
+from . import options
+from .shared import app, bar, check_given, load_model, print_facts, protocol_list
 
 
 @app.command()
 def extract(
     sources: Annotated[list[str], Argument(metavar='VIDEO', help='Files, folders, globs, URLs.')],
     out: Annotated[Path, Option(help='Folder of the shards.')],
-    model: Model = 'bvtam_r50_8x2',
+    model: options.Model = 'bvtam_r50_8x2',
     what: Annotated[
         Literal['clip', 'window', 'pair'], Option(help='What one embedding is of.')
     ] = 'clip',
@@ -57,15 +36,15 @@ def extract(
         Literal['float32', 'float16'], Option(help='Of the embeddings on disk.')
     ] = 'float32',
     shard_size: Annotated[int, Option(help='Videos of a shard.')] = 256,
-    batch_size: BatchSize = 8,
-    workers: Threads = 4,
-    precision: Precision = 'fp32',
-    on_error: OnError = 'skip',
-    max_failed: MaxFailed = 0.1,
-    time_limit: TimeLimit = 60.0,
-    protocols: Protocols = 'http,https,rtsp',
-    frames: Frames = '',
-    frame_rate: FrameRate = None,
+    batch_size: options.BatchSize = 8,
+    workers: options.Threads = 4,
+    precision: options.Precision = 'fp32',
+    on_error: options.OnError = 'skip',
+    max_failed: options.MaxFailed = 0.1,
+    time_limit: options.TimeLimit = 60.0,
+    protocols: options.Protocols = 'http,https,rtsp',
+    frames: options.Frames = '',
+    frame_rate: options.FrameRate = None,
     shard: Annotated[
         str,
         Option(
@@ -73,7 +52,7 @@ def extract(
             help='Share of this process: by RANK and WORLD_SIZE, all, or that of process R of N.',
         ),
     ] = 'env',
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Turn videos into embeddings, in shards; the same command goes on after an interruption.
 
@@ -120,7 +99,8 @@ def prepare(
     src: Annotated[
         str,
         Argument(
-            metavar='SRC', help=f'Folder of videos, for each class or of all; {LISTS}; or motion.'
+            metavar='SRC',
+            help=f'Folder of videos, for each class or of all; {options.LISTS}; or motion.',
         ),
     ],
     out: Annotated[Path, Argument(metavar='OUT', help='Folder to write.')],
@@ -137,8 +117,8 @@ def prepare(
     fps: Annotated[
         float | None, Option(help='Frames a second that are written (default: as they are).')
     ] = None,
-    frames: Frames = '',
-    frame_rate: FolderRate = None,
+    frames: options.Frames = '',
+    frame_rate: options.FolderRate = None,
     colors: Annotated[
         Literal['tagged', 'jpeg'],
         Option(help='Of JPEG files: by the tags of the video, or as FFmpeg extracts them.'),
@@ -147,19 +127,19 @@ def prepare(
     split: Annotated[
         Literal['train', 'val', 'test'] | None, Option(help='One part only (default: all).')
     ] = None,
-    root: Root = '',
+    root: options.Root = '',
     labels: Annotated[str, Option(help='File with the label names (default: found).')] = '',
-    allow_urls: AllowUrls = False,
-    on_error: OnError = 'skip',
-    max_failed: MaxFailed = 0.1,
-    time_limit: TimeLimit = 60.0,
+    allow_urls: options.AllowUrls = False,
+    on_error: options.OnError = 'skip',
+    max_failed: options.MaxFailed = 0.1,
+    time_limit: options.TimeLimit = 60.0,
     count: Annotated[
         int, Option(help='Of motion: videos to train on; a fifth more each for val and test.')
     ] = 1400,
     family: Annotated[
         Literal['direction', 'order', 'all'], Option(help='Of motion: which classes.')
     ] = 'all',
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Resize and encode videos again, with keyframes close together, so that training reads them fast.
 
@@ -167,38 +147,36 @@ def prepare(
     as SRC stands for procedural clips, made on the spot, whose classes only the order of their frames
     tells apart; a folder of that name is `./motion`.
     """
-    motion = src == 'motion'
-    check_given(context, motion, {'count', 'family'}, {'src', 'out', 'size', 'as_json'})
-    if motion:
-        from ..data.motion.files import write_data_set
-
-        with bar('videos') as show:
-            side = 112 if size is None else size
-            result = write_data_set(out, count, family, side, progress=show)
-        print_facts(result, as_json)
-        return
+    from ..data.motion.files import write_data_set
     from ..data.prepare.run import prepare as run
 
+    motion = src == 'motion'
+    check_given(context, motion, {'count', 'family'}, {'src', 'out', 'size', 'as_json'})
+    if size is None:
+        size = 112 if motion else 256
     with bar('videos') as show:
-        result = run(
-            src,
-            out,
-            size=256 if size is None else size,
-            format=format,
-            gop=gop,
-            quality=quality,
-            fps=fps,
-            colors=colors,
-            workers=workers,
-            split=split or '',
-            root=root or None,
-            labels=labels or None,
-            urls=allow_urls,
-            frames=frames,
-            frame_rate=frame_rate,
-            on_error=on_error,
-            max_failed=max_failed,
-            time_limit=time_limit,
-            progress=show,
-        )
+        if motion:
+            result = write_data_set(out, count, family, size, progress=show)
+        else:
+            result = run(
+                src,
+                out,
+                size=size,
+                format=format,
+                gop=gop,
+                quality=quality,
+                fps=fps,
+                colors=colors,
+                workers=workers,
+                split=split or '',
+                root=root or None,
+                labels=labels or None,
+                urls=allow_urls,
+                frames=frames,
+                frame_rate=frame_rate,
+                on_error=on_error,
+                max_failed=max_failed,
+                time_limit=time_limit,
+                progress=show,
+            )
     print_facts(result, as_json)

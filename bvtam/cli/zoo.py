@@ -11,20 +11,8 @@ import typer
 from typer import Argument, Option
 
 from ..errors import BvtamError
-from .shared import (
-    FrameRate,
-    Frames,
-    Json,
-    ModelName,
-    Precision,
-    app,
-    bar,
-    figures,
-    print_facts,
-    print_json,
-    table,
-    with_bar,
-)
+from . import options
+from .shared import app, bar, figures, print_facts, print_json, table, with_bar
 
 
 @app.command('list')
@@ -33,7 +21,7 @@ def list_(
     pretrained: Annotated[
         bool, Option('--pretrained', help='Weights, and how each comes to this machine.')
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """List models, or weights."""
     from ..factory import list_models, list_pretrained
@@ -67,10 +55,7 @@ def list_(
 
 
 @app.command()
-def info(
-    name: ModelName,
-    as_json: Json = False,
-) -> None:
+def info(name: options.ModelName, as_json: options.Json = False) -> None:
     """Show a model: parameters, features, options, ClipConfig."""
     from ..factory import describe
 
@@ -86,7 +71,7 @@ def flops(
     size: Annotated[int | None, Option(min=1, help='Height and width in pixels.')] = None,
     num_classes: Annotated[int | None, Option(min=0, help='Classes of the head.')] = None,
     check: Annotated[bool, Option('--check', help='Go through the whole published table.')] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Count multiply-accumulates with fvcore: as published, and as executed here."""
     from ..deploy import flops as room
@@ -118,7 +103,7 @@ def flops(
 
 @app.command()
 def export(
-    name: ModelName,
+    name: options.ModelName,
     out: Annotated[
         Path, Argument(help='File to write: .onnx, .xml (OpenVINO) or .pt2 (torch.export).')
     ],
@@ -130,9 +115,9 @@ def export(
         ),
     ] = '',
     count: Annotated[int, Option(min=1, help='Clips to calibrate on.')] = 100,
-    frames: Frames = '',
-    frame_rate: FrameRate = None,
-    as_json: Json = False,
+    frames: options.Frames = '',
+    frame_rate: options.FrameRate = None,
+    as_json: options.Json = False,
 ) -> None:
     """Write a model with its weights for other programs; batch, frames and size stay free."""
     from ..data.transforms import check_channels
@@ -164,13 +149,13 @@ def bench(
         list[str] | None,
         Option(help='Models of other libraries: a name, all (that are installed), or none.'),
     ] = None,
-    precision: Precision = 'fp32',
+    precision: options.Precision = 'fp32',
     batch: Annotated[list[int] | None, Option(min=1, help='Clips at a time.')] = None,
     rounds: Annotated[int, Option(min=1, help='Turns that each model takes.')] = 5,
     out: Annotated[
         Path | None, Option(help='Folder for bench.json, bench.md and bench.png.')
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Time models on this machine, beside those of other libraries that are installed."""
     from ..deploy import bench as room
@@ -222,7 +207,7 @@ def convert(
         list[str] | None,
         Option(metavar='KEY=VALUE', help='What weights do not tell: temporal_pool=true.'),
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Turn an authors' checkpoint into a zoo folder (config.json, model.safetensors, card)."""
     from ..hub.convert import convert as run
@@ -239,7 +224,7 @@ def convert(
 @app.command()
 def verify(
     name: Annotated[str, Argument(help='ARCH.TAG, a zoo folder, or that of a run.')] = '',
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Check weights: hashes, a strict load, and the logits of a stored clip (default: all here)."""
     from ..hub.verify import verify as run
@@ -262,7 +247,7 @@ def push(
     private: Annotated[bool, Option(help='Make a new repo private.')] = False,
     revision: Annotated[str, Option(help='Branch to push to; made if it is not there.')] = '',
     create_pr: Annotated[bool, Option(help='Open a pull request.')] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Upload a zoo folder to the Hugging Face Hub."""
     from ..hub.push import push_folder

@@ -38,11 +38,7 @@ MISFITS = (LookupError, OSError, RuntimeError, SafetensorError, TypeError, Value
 
 
 def save(
-    folder: Path,
-    step: int,
-    tensors: dict[str, dict[str, Tensor]],
-    state: dict[str, Any],
-    keep: int,
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int
 ) -> Path:
     """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints.
 
@@ -192,7 +188,7 @@ def load_optimizer(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     tensors: dict[str, Tensor],
-    groups: Sequence[dict[str, Any]] = (),
+    groups: Sequence[dict[str, Any]],
 ) -> None:
     """Inverse of `optimizer_tensors` and `group_settings`.
 
@@ -212,11 +208,11 @@ def load_optimizer(
         number = value.ndim == 0 and not value.is_floating_point()
         state.setdefault(places[parameter], {})[what] = value.item() if number else value
     now = optimizer.state_dict()['param_groups']
-    for group, saved in zip(now, groups, strict=bool(groups)):
+    for group, saved in zip(now, groups, strict=True):
         for key, value in saved.items():
             if key in group and not _alike(value, _plain(group)[key]):
                 raise ValueError(f'{key} of a group cannot be {shown(value)}')
-    merged = [group | saved for group, saved in zip(now, groups or [{}] * len(now), strict=True)]
+    merged = [group | saved for group, saved in zip(now, groups, strict=True)]
     optimizer.load_state_dict({'state': state, 'param_groups': merged})
 
 

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -194,23 +194,16 @@ def build_datasets(
 
 def _motion_sets(recipe: Recipe, clip: ClipConfig) -> tuple[Dataset, MotionClips]:
     motion = recipe.data.motion
-    common = {
-        'num_frames': clip.num_frames,
-        'size': clip.crop_size,
-        'family': motion.family,
-        'held_out': motion.held_out,
-    }
+    common = {'family': motion.family, 'held_out': motion.held_out}
     options = {'seed': recipe.run.seed, 'length': motion.clips, 'encode': motion.encode}
-    train_set = MotionClips(**common, **options)
-    val_set = MotionClips(**common, split='val', length=motion.val_clips)
+    train_set = MotionClips(clip.num_frames, clip.crop_size, **common, **options)
+    options = {'split': 'val', 'length': motion.val_clips}
+    val_set = MotionClips(clip.num_frames, clip.crop_size, **common, **options)
     return TwoLengths(train_set) if motion.two_lengths else train_set, val_set
 
 
 def mirroring(
-    flip: str,
-    clip: ClipConfig,
-    label_names: Sequence[str] | None,
-    first_flip: bool | None = None,
+    flip: str, clip: ClipConfig, label_names: Sequence[str] | None, first_flip: bool | None
 ) -> tuple[ClipConfig, dict[int, int] | None]:
     """The ClipConfig with its `flip` set, and the label of each mirrored clip where they change.
 
@@ -255,15 +248,10 @@ def mirroring(
 class Draw(int):
     """Index of a sample that was drawn `times` times before in the epoch, which gives it other views."""
 
-    times: int
-
-    def __new__(cls, index: int, times: int) -> Draw:
+    def __new__(cls, index: int, times: int = 0) -> Draw:
         self = super().__new__(cls, index)
         self.times = times
         return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Draw, (int(self), self.times)
 
 
 class Part(list[int]):
@@ -272,9 +260,6 @@ class Part(list[int]):
     def __init__(self, indices: Iterable[int], first: int) -> None:
         super().__init__(indices)
         self.first = first
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Part, ([*self], self.first)
 
 
 class Batches(Sampler[list[int]]):

@@ -66,14 +66,6 @@ class Processes:
         if error[0]:
             raise error[0]
 
-    def all_gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank."""
-        values = [value]
-        if self.world_size > 1:
-            values = [None] * self.world_size
-            dist.all_gather_object(values, value)
-        return values
-
     def all_reduce_mean(self, values: Tensor) -> Tensor:
         """The mean over all processes, in place."""
         if self.world_size > 1:
@@ -96,6 +88,14 @@ class Processes:
                 dist.broadcast(buffer, 0)
 
 
+def all_gather(value: Any) -> list[Any]:
+    """The values of all processes, by rank."""
+    values = [value] * rank_and_world_size()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def gather_failures(
     error: Exception | None, failed: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
@@ -104,17 +104,12 @@ def gather_failures(
     Raises:
         The error; in the other processes a `BvtamError` with its text, so that none waits for ever.
     """
-    world_size = rank_and_world_size()[1]
-    found = [(None, failed)]
-    if world_size > 1:
-        found = [None] * world_size
-        text = f'{type(error).__name__}: {error}' if error else None
-        dist.all_gather_object(found, (text, failed))
+    found = all_gather((f'{type(error).__name__}: {error}' if error else None, failed))
     if error is not None:
         raise error
     for rank, (text, _) in enumerate(found):
         if text:
-            raise BvtamError(f'process {rank} of {world_size} stopped: {text}')
+            raise BvtamError(f'process {rank} of {len(found)} stopped: {text}')
     return [failure for _, failures in found for failure in failures]
 
 

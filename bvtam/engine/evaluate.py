@@ -222,21 +222,16 @@ def _scorer(
 ) -> Iterator[_Scorer]:
     """The model on the device, in eval mode and without gradients; see `evaluating`."""
     if device is not None:
-        device = _usable(device)
+        try:
+            device = torch.empty(0, device=device).device  # with its number where it has one
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition('\n')[0]
+            raise BvtamError(f'device {str(device)!r} cannot be used: {reason}') from None
     with evaluating(model, device) as view:
         scorer = _Scorer(view, views, batch_size)
         cuda = scorer.device.type == 'cuda'  # where NCCL and pinned memory look for the device
         with torch.cuda.device(scorer.device) if cuda else nullcontext():
             yield scorer
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    """The device, with its number where it has one."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition('\n')[0]
-        raise BvtamError(f'device {str(device)!r} cannot be used: {reason}') from None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..data.motion.clips import FAMILIES
 from ..errors import BvtamError, nearest, shown
 from ..files import read_text
 from .counts import MOST_CLASSES
-from .settings import list_settings, meta, override, parse, read_yaml, setting
+from .settings import list_settings, override, parse, read_yaml, setting
 
 RECIPES = Path(__file__).parents[1] / 'recipes'
 
@@ -150,12 +150,8 @@ class Recipe:
     model: str = setting('bvtam_r50_8x2', 'ARCH or ARCH.TAG')
     init: str = setting('', "weights to start from: '' (none), pretrained (the model's own), auto (those if they are here), imagenet, a name, a run or a zoo folder")  # fmt: skip
     num_classes: int = setting(0, 'classes; 0: as the training set has', most=MOST_CLASSES)
-    model_options: dict[str, Any] = field(
-        default_factory=dict, metadata=meta('options of the model, as `bvtam info` lists them')
-    )
-    clip: dict[str, Any] = field(
-        default_factory=dict, metadata=meta("changes to the model's ClipConfig")
-    )
+    model_options: dict[str, Any] = setting(dict, 'options of the model, as `bvtam info` lists them')  # fmt: skip  # noqa: RUF009
+    clip: dict[str, Any] = setting(dict, "changes to the model's ClipConfig")  # noqa: RUF009
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -239,12 +235,10 @@ class Recipe:
 
 
 def _check_class_weight(value: str | list | dict) -> None:
+    if value in ('', 'balanced'):
+        return
     numbers = [*(value.values() if isinstance(value, dict) else value)]
-    if isinstance(value, str):
-        fits = value in ('', 'balanced')
-    else:
-        fits = all(type(x) in (int, float) and 0 <= x <= 1e9 for x in numbers) and any(numbers)
-    if not fits:
+    if not (all(type(x) in (int, float) and 0 <= x <= 1e9 for x in numbers) and any(numbers)):
         raise BvtamError(
             "recipe: regularize.class_weight must be balanced, '', or numbers from 0 that are not all 0, "
             f'not {shown(value)}'

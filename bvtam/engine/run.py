@@ -63,9 +63,8 @@ def finetune(
         data: a folder with a folder of videos for each class, or what `load_records` takes.
         model: name of the model; it starts from its weights where they are on this machine, unless
             `init=` says otherwise.
-        out: folder of the run; None: `runs/` and the name of the model.
         recipe: name of a recipe that ships, or path of one.
-        resume: 'auto' goes on with the run that `out` holds, 'never' refuses to.
+        out, resume: as in `train`.
         settings: of the recipe, by the last part of their names: `lr=1e-4, epochs=5`.
 
     Returns:

@@ -14,15 +14,17 @@ import yaml
 from ..errors import BvtamError, nearest, shown
 
 
-def meta(help: str, choices: tuple = (), least: float = 0, most: float = 1e9) -> dict[str, Any]:
-    return {'help': help, 'choices': choices, 'least': least, 'most': most}
-
-
 def setting(
     default: Any, help: str, choices: tuple = (), least: float = 0, most: float = 1e9
 ) -> Any:
-    """A field of a dataclass, with what `list_settings` shows and `parse` checks."""
-    return field(default=default, metadata=meta(help, choices, least, most))
+    """A field of a dataclass, with what `list_settings` shows and `parse` checks.
+
+    The default of a table is `dict` itself.
+    """
+    metadata = {'help': help, 'choices': choices, 'least': least, 'most': most}
+    if default is dict:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def read_yaml(text: str) -> Any:
@@ -66,7 +68,7 @@ def list_settings(cls: type, prefix: str = '') -> list[tuple[str, Any, str]]:
         if is_dataclass(kind):
             found += list_settings(kind, f'{prefix}{f.name}.')
         else:
-            default = {} if f.name in ('clip', 'model_options') else f.default
+            default = {} if f.default_factory is dict else f.default
             choices = f.metadata['choices']
             text = f.metadata['help'] + (f' ({", ".join(choices)})' if choices else '')
             found.append((prefix + f.name, default, text))

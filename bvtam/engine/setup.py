@@ -113,11 +113,13 @@ def initialise(model: nn.Module, source: str | os.PathLike[str]) -> ClipConfig |
     given = create_model(model_source(source), pretrained=True, in_chans=model.in_chans)
     weights, target = given.state_dict(), model.state_dict()
     head = model.get_classifier(name_only=True)
+    # A classifier is taken over where shapes agree, unless its classes are known to be others.
+    same = given.label_names is None or model.label_names in (None, given.label_names)
     fresh = [
         name
         for name in target
         if name.startswith(f'{head}.')
-        and not _same_head(given, model, weights.get(name), target[name])
+        and not (same and name in weights and weights[name].shape == target[name].shape)
     ]
     temporal = [n for n in target if '.temporal.' in f'.{n}' and n not in weights]
     wrong = [n for n in target if n not in {*fresh, *temporal, *weights}]
@@ -135,13 +137,6 @@ def initialise(model: nn.Module, source: str | os.PathLike[str]) -> ClipConfig |
     kept = {name: target[name] for name in (*fresh, *temporal)}
     model.load_state_dict({**weights, **kept})
     return given.clip_config
-
-
-def _same_head(given: nn.Module, model: nn.Module, ours, target) -> bool:
-    """A classifier is taken over where shapes agree, unless its classes are known to be others."""
-    if ours is None or ours.shape != target.shape:
-        return False
-    return given.label_names is None or model.label_names in (None, given.label_names)
 
 
 def freeze_norms(model: nn.Module, which: str) -> None:

@@ -40,7 +40,7 @@ from ..hub.publish import save_pretrained
 from . import checkpoint
 from .balance import class_weights, sample_weights
 from .data import Batches
-from .distributed import Processes, Stopped, StopRequest, quiet_worker, stop_signals
+from .distributed import Processes, Stopped, StopRequest, all_gather, quiet_worker, stop_signals
 from .evaluate import evaluate
 from .recipe import Recipe
 from .run_folder import RESULTS, MetricsLog, locked, open_run, save_curves
@@ -235,7 +235,7 @@ class Trainer:
         Raises:
             BvtamError: a loss or a weight is not finite, or too many videos failed.
         """
-        for part in self.processes.all_gather(self.failed):
+        for part in all_gather(self.failed):
             for video, reason in part:
                 self.failures.add(video, reason)
         self.failed = []
@@ -247,7 +247,7 @@ class Trainer:
             return values[:-1]
         first = min(int(wrong[0]), len(self.pending) - 1)
         step = self.step - len(self.pending) + first + 1
-        names = self.processes.all_gather(self.videos[first] if self.videos else [])
+        names = all_gather(self.videos[first] if self.videos else [])
         what = 'a weight' if wrong[0] == len(self.pending) else f'the loss {values[first].item()}'
         raise BvtamError(
             f'{what} is not finite at step {step} (epoch {self.epoch + 1}): lower optimizer.lr or set '

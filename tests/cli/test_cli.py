@@ -5,35 +5,11 @@ import os
 import subprocess
 import sys
 
-import av
-import numpy as np
 import pytest
 from support.cli import SAMPLE, run
 
 import bvtam
 from bvtam import cli
-
-
-@pytest.fixture(scope='module')
-def zoo(tmp_path_factory):
-    """A zoo folder of a small model with labels."""
-    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
-    model.fc.bias.data[1] = 9.0
-    model.label_names = ['left', 'pushing [something] right', 'up']
-    return bvtam.save_pretrained(model, tmp_path_factory.mktemp('zoo') / 'zoo')
-
-
-@pytest.fixture(scope='module')
-def video(tmp_path_factory):
-    path = tmp_path_factory.mktemp('video') / 'clip.mp4'
-    with av.open(str(path), 'w') as container:
-        stream = container.add_stream('mpeg4', rate=25)
-        stream.width, stream.height, stream.pix_fmt = 320, 240, 'yuv420p'
-        for i in range(40):
-            picture = np.full((240, 320, 3), 6 * i, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-        container.mux(stream.encode())
-    return path
 
 
 def test_list(capfd):
@@ -53,7 +29,10 @@ def test_list(capfd):
     assert code == 0 and 'download' in out and '74.1' in out and 'mit-han-lab' in out
 
 
-def test_info(capfd, zoo):
+def test_info(capfd, tmp_path):
+    zoo = bvtam.save_pretrained(
+        bvtam.create_model('bvtam_tiny_8x2', num_classes=3), tmp_path / 'zoo'
+    )
     code, out, _ = run(capfd, 'info', 'bvtam_r50_8x2', '--json')
     facts = json.loads(out)
     assert code == 0
@@ -90,32 +69,6 @@ def test_flops(capfd):
     assert code == 0 and f'{macs:,}' in out
 
 
-def test_predict(capfd, zoo, video):
-    code, out, err = run(capfd, 'predict', video, '--model', f'local-dir:{zoo}', '--json')
-    assert code == 0, err
-    (first,) = json.loads(out)
-    assert set(first) == {'video', 'model', 'frames', 'top'}
-    assert first['frames'] == [int(40 / 16 / 2 + 40 / 16 * i) for i in range(16)]
-    assert first['top'][0]['label'] == 'pushing [something] right' and first['top'][0]['index'] == 1
-    assert sum(t['score'] for t in first['top']) == pytest.approx(1)
-    code, out, _ = run(capfd, 'predict', video, '--model', f'local-dir:{zoo}', '--topk', 1)
-    assert code == 0 and 'pushing [something] right' in out and 'left' not in out
-
-
-@pytest.mark.parametrize('form', ['missing', 'zero bytes', 'text', 'folder'])
-def test_bad_videos(capfd, zoo, tmp_path, form):
-    path = tmp_path / 'bad.mp4'
-    if form == 'zero bytes':
-        path.write_bytes(b'')
-    elif form == 'text':
-        path.write_text('this is no video\n' * 50)
-    elif form == 'folder':
-        path.mkdir()
-    code, out, err = run(capfd, 'predict', path, '--model', f'local-dir:{zoo}', '--json')
-    assert code == 1 and out == ''
-    assert len(err.splitlines()) == 1 and 'bad.mp4' in err
-
-
 @pytest.mark.parametrize(
     ('args', 'code', 'words'),
     [
@@ -131,14 +84,9 @@ def test_bad_videos(capfd, zoo, tmp_path, form):
         (['flops', 'bvtam_tiny_8x2', '--frames', '0'], 2, '--frames'),
         (['convert', 'nowhere.pth', '--name', 'bvtam_tiny_8x2.../evil'], 1, 'a tag is of letters'),
         (['convert', 'nowhere.pth', '--option', 'alpha=4'], 1, 'follows from the weights'),
-        (
-            ['verify', 'bvtam_r50_8x2.ssv1_ibm'],
-            1,
-            'https://ibm.box.com/v/st2stv1-bLVNet-TAM-50-f8x2',
-        ),
+        (['verify', 'bvtam_r50_8x2.ssv1_ibm'], 1, 'ibm.box.com/v/st2stv1-bLVNet-TAM-50-f8x2'),
         (['push', 'nowhere', 'alice/zoo'], 1, 'nowhere'),
         (['flops', 'bvtam_tiny_8x2', '--frmaes', '4'], 2, '--frames'),
-        (['train'], 1, '--data DIR'),
     ],
 )
 def test_bad_calls(capfd, args, code, words):
@@ -149,7 +97,7 @@ def test_bad_calls(capfd, args, code, words):
         assert len(err.splitlines()) == 1
 
 
-def test_a_fresh_process_predicts_with_what_was_converted(capfd, tmp_path, video):
+def test_a_fresh_process_predicts_with_what_was_converted(capfd, tmp_path):
     import torch
     from support import textbook
 
@@ -159,7 +107,7 @@ def test_a_fresh_process_predicts_with_what_was_converted(capfd, tmp_path, video
     code, out, err = run(capfd, 'convert', tmp_path / 'file.pth', '--json')
     assert code == 0, err
     assert json.loads(out)['architecture'] == 'bvtam_tiny_8x2'
-    command = [sys.executable, '-m', 'bvtam', 'predict', str(video), '--json']
+    command = [sys.executable, '-m', 'bvtam', 'predict', str(SAMPLE), '--json']
     command += ['--model', 'bvtam_tiny_8x2.converted']
     env = os.environ | {'OMP_NUM_THREADS': '1'}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
@@ -176,9 +124,8 @@ def test_help_does_without_torch():
 
 
 def test_help_of_every_command(capfd):
-    for command in (
-        command.name or command.callback.__name__ for command in cli.app.registered_commands
-    ):
-        code, out, _ = run(capfd, command, '--help')
-        reports = command != 'demo'  # it opens a page
+    for command in cli.app.registered_commands:
+        name = command.name or command.callback.__name__
+        code, out, _ = run(capfd, name, '--help')
+        reports = name != 'demo'  # it opens a page
         assert code == 0 and ('--json' in out) == reports

@@ -157,17 +157,10 @@ def test_training_on_folders_may_be_measured_on_files(data, tmp_path):
 
 
 def test_files_beside_folders_keep_their_times(zoo, data, tmp_path):
-    model = bvtam.create_model(zoo)
+    model, sources = bvtam.create_model(zoo), [str(SAMPLE), str(data / 'dark' / 'v0')]
     for _ in range(2):  # the second time nothing is done
-        extract(
-            model,
-            [str(SAMPLE), str(data / 'dark' / 'v0')],
-            tmp_path / 'rows',
-            frames='img_*.jpg',
-            fps=1,
-        )
+        extract(model, sources, tmp_path / 'rows', frames='img_*.jpg', fps=1)
     rows = bvtam.load_features(tmp_path / 'rows')
-    last = {video: float(found.times.max()) for video, found in rows.items()}
-    assert last[str(data / 'dark' / 'v0')] > 10 > last[str(SAMPLE)]
+    assert rows[sources[1]].times.max() > 10 > rows[sources[0]].times.max()
     with pytest.raises(BvtamError, match='was made with frames'):
-        extract(model, [str(SAMPLE), str(data / 'dark' / 'v0')], tmp_path / 'rows')
+        extract(model, sources, tmp_path / 'rows')

@@ -8,16 +8,15 @@ import logging
 import multiprocessing
 import os
 import sys
-from contextlib import closing
 from dataclasses import replace
 
-import av
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
 from support.models import Notes
+from support.videos import blocks, write_pictures
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -63,15 +62,7 @@ def folder(tmp_path_factory):
     for name, size in zip(NAMES, SIZES, strict=True):
         for number in range(size):
             path = root / 'good' / name / f'{number}.mp4'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(av.open(str(path), 'w')) as container:
-                stream = container.add_stream('mpeg4', rate=8)
-                stream.width, stream.height, stream.pix_fmt = 48, 32, 'yuv420p'
-                for _ in range(8):
-                    blocks = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
-                    picture = blocks.repeat(8, axis=0).repeat(8, axis=1)
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, 'rgb24')))
-                container.mux(stream.encode(None))
+            write_pictures(path, (blocks(random, 32, 48) for _ in range(8)), 8)
     (root / 'broken.mp4').write_bytes(b'no video' * 100)
     return root
 
@@ -164,12 +155,6 @@ def test_counts_are_those_of_an_oracle():
         assert counts.reduce().result() == result  # one process
 
 
-def test_equal_scores_rank_by_index():
-    counts = Counts(400)
-    counts.update(torch.full((400, 400), 1 / 400), torch.arange(400))
-    assert counts.matrix[:, 0].tolist() == [1] * 400 and int(counts.top5) == 5
-
-
 def test_top5_of_few_classes_is_all_of_them():
     counts = Counts(3)
     counts.update(torch.tensor([[0.2, 0.3, 0.5]] * 2), torch.tensor([0, 2]))
@@ -249,9 +234,8 @@ def test_other_views_and_datasets(records):
     )  # fmt: skip
     assert evaluate(model, dataset, workers=0) == one
     assert dataset.read.train is not None and dataset.on_error == 'substitute'
-    assert evaluate(model, dataset, num_clips=2, num_crops=3, workers=0) == evaluate(
-        model, records, workers=0
-    )
+    six = evaluate(model, dataset, num_clips=2, num_crops=3, workers=0)
+    assert six == evaluate(model, records, workers=0)
     with pytest.raises(BvtamError, match=r'clip.num_crops must be one of 1, 3, 5, 10, not 4'):
         evaluate(model, records, num_crops=4)
 
@@ -332,9 +316,8 @@ def test_damaged_videos(records, broken, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, 'bvtam'):
         result = evaluate(Probe(), data, workers=0, out=out)
     assert result == evaluate(Probe(), records, workers=0) | {'num_failed': 1}
-    assert (
-        f'1 of 14 videos failed and are not counted, listed in {out / "errors.csv"}' in caplog.text
-    )
+    text = f'1 of 14 videos failed and are not counted, listed in {out / "errors.csv"}'
+    assert text in caplog.text
     with (out / 'errors.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
     assert [row['video'] for row in rows] == [broken.source] and 'opened' in rows[0]['reason']
@@ -361,15 +344,15 @@ def test_labels_in_another_order_are_matched_by_name(records, caplog):
 
 def test_labels_that_do_not_fit(records):
     names = [*NAMES[:3], 'x', 'y', 'z', "it's"]
-    with pytest.raises(BvtamError, match=r"of the data 'x', 'y', 'z' and 1 more are none of probe"):
-        evaluate(Probe(), records, label_names=names)
-    with pytest.raises(BvtamError, match=r"labels of probe 'act 6' are none of the data"):
-        evaluate(Probe(), records, label_names=NAMES[:6])
-    with pytest.raises(BvtamError, match='is there twice'):
-        evaluate(Probe(), records, label_names=[*NAMES, 'act 0'])
-    with pytest.raises(BvtamError, match='the data has 2 label names, but probe has 7 classes'):
-        evaluate(Probe(None), records, label_names=['a', 'b'])
-    with pytest.raises(BvtamError, match=r"labels of the data 'a' are none of probe"):
+    for own, given, message in (
+        (NAMES, names, "of the data 'x', 'y', 'z' and 1 more are none of probe"),
+        (NAMES, NAMES[:6], "labels of probe 'act 6' are none of the data"),
+        (NAMES, [*NAMES, 'act 0'], 'is there twice'),
+        (None, ['a', 'b'], 'the data has 2 label names, but probe has 7 classes'),
+    ):
+        with pytest.raises(BvtamError, match=message):
+            evaluate(Probe(own), records, label_names=given)
+    with pytest.raises(BvtamError, match="labels of the data 'a' are none of probe"):
         evaluate(Probe(), Listed([None], label_names=['a']))
     for label, what in ((7, 'its label 7 is none'), (-1, 'it has no label')):
         wrong = [records[0], replace(records[1], label=label)]
@@ -458,7 +441,7 @@ def test_the_picture_shows_shares_and_the_names_of_few_classes(tmp_path, records
 def run_rank(rank, folder, records, broken):
     """One of three processes; first all of them, then two. Each writes what it saw."""
     torch.set_num_threads(1)
-    sys.modules[evaluate.__module__]._MEET_EVERY = 2  # batches, of which each process has up to 7
+    sys.modules[evaluate.__module__]._GATHER_EVERY = 2  # batches, of which each process has up to 7
     seen, warnings = {}, []
     logging.getLogger('bvtam').addFilter(lambda record: warnings.append(record.getMessage()))
 

@@ -22,9 +22,10 @@ from bvtam.engine.run import build, train
 from bvtam.engine.train import Stopped
 from bvtam.errors import BvtamError
 
-MOTION = ('motion.family=direction', 'motion.clips=12', 'motion.val_clips=16')
 MOTION = (
-    *(f'data.{setting}' for setting in MOTION),
+    'data.motion.family=direction',
+    'data.motion.clips=12',
+    'data.motion.val_clips=16',
     'clip={num_frames: 4, resize: 32, crop_size: 32}',
 )
 
@@ -137,10 +138,8 @@ def test_by_way_of_video_files_the_clips_are_the_same(folder, tmp_path):
     plain = MotionClips(48, (240, 320), 'all', 1, split='test', length=2, cut_unit=12)
     filmed = _Encoded(plain, model.clip_config, tmp_path)
     for i in range(2):
-        sample, want = (
-            filmed[i],
-            to_crops(plain[i]['clip'][:, 1::3].transpose(0, 1), model.clip_config),
-        )
+        sample = filmed[i]
+        want = to_crops(plain[i]['clip'][:, 1::3].transpose(0, 1), model.clip_config)
         error = (sample['clip'].float() - want.float()).abs().mean()
         assert 0 < error < 3  # grey levels, of the codec
         assert (sample['clip'].float() - want.flip(2).float()).abs().mean() > 3 * error

@@ -25,7 +25,7 @@ from bvtam.data.transforms import normalize
 from bvtam.engine.balance import sample_weights
 from bvtam.engine.data import Batches
 from bvtam.engine.recipe import Recipe
-from bvtam.engine.setup import build_model, build_optimizer, build_schedule
+from bvtam.engine.setup import build_model, build_optimizer, build_schedule, freeze_norms
 from bvtam.engine.train import Trainer
 from bvtam.errors import BvtamError
 
@@ -56,19 +56,17 @@ def test_recorded_training_is_repeated():
     model = bvtam.create_model('bvtam_r50_8x2', num_classes=174, drop_rate=0.0).double()
     model.load_state_dict(checkpoint_filter_fn(golden.state_dict(case)))
     settings = case['optimizer']
-    keys = ('lr', 'momentum', 'weight_decay')
-    pairs = [f'{key}={settings[key]}' for key in keys]
+    pairs = [f'{key}={settings[key]}' for key in ('lr', 'momentum', 'weight_decay')]
     assert settings['nesterov'] and settings['name'] == 'SGD'
-    chosen = Recipe.load(
-        '', [*pairs, 'optimizer.name=sgd', 'schedule.name=constant', 'batch_size=4']
-    )
+    pairs += ['optimizer.name=sgd', 'schedule.name=constant', 'batch_size=4']
+    chosen = Recipe.load('', pairs)
     trainer = Trainer(model, chosen, Clips())
     norms = []
-    trainer.train_step.optimizer.register_step_pre_hook(
-        lambda *_: norms.append(
-            nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
-        )
-    )
+
+    def note(*_):
+        norms.append(nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+
+    trainer.train_step.optimizer.register_step_pre_hook(note)
     model.train()
     part = {'clip': golden.clip(case).double(), 'label': torch.tensor(case['targets'])}
     losses = [trainer.train_step([part]).item() for _ in case['loss_before_step']]
@@ -81,8 +79,6 @@ def losses_of(*settings, steps=4, **options):
     trainer = make('batch_size=8', 'lr=0.01', 'clip_grad=0.5', *settings, **options)
     trainer.train_step.wrapped.train()
     trainer.batches.epoch = 0
-    from bvtam.engine.setup import freeze_norms
-
     freeze_norms(trainer.model, trainer.recipe.regularize.freeze_bn)
     size = 8 // trainer.recipe.run.accumulate
     found = []
@@ -93,22 +89,16 @@ def losses_of(*settings, steps=4, **options):
     return found, trainer
 
 
-def test_four_parts_equal_one():
-    whole, a = losses_of(FROZEN)
-    parts, b = losses_of(FROZEN, 'accumulate=4')
-    close(parts, whole)
+@pytest.mark.parametrize('kind', ['', 'mixup=0.8', 'cutmix=0.8'])
+def test_a_batch_is_taken_and_mixed_as_a_whole_in_any_number_of_parts(kind):
+    settings = [FROZEN, *kind.split()]
+    whole, a = losses_of(*settings)
     assert len({round(loss, 4) for loss in whole}) == 4
-    for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
-def test_a_batch_is_mixed_as_a_whole_in_any_number_of_parts(kind):
-    plain, _ = losses_of(FROZEN)
-    whole, a = losses_of(FROZEN, f'{kind}=0.8')
-    assert all(abs(x - y) > 1e-4 for x, y in zip(plain, whole, strict=True))
+    if kind:
+        plain, _ = losses_of(FROZEN)
+        assert all(abs(x - y) > 1e-4 for x, y in zip(plain, whole, strict=True))
     for count in (2, 8):
-        parts, b = losses_of(FROZEN, f'{kind}=0.8', f'accumulate={count}')
+        parts, b = losses_of(*settings, f'accumulate={count}')
         close(parts, whole)
         for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
@@ -117,15 +107,13 @@ def test_a_batch_is_mixed_as_a_whole_in_any_number_of_parts(kind):
 def test_parts_of_another_length_are_mixed_with_their_like():
     trainer = make(FROZEN, 'mixup=1', 'batch_size=8', 'accumulate=4')
     long, short = Clips(), Clips(frames=2)
-    parts = [
-        batch([i, i + 1], data) for i, data in zip(range(0, 8, 2), [long, short] * 2, strict=True)
-    ]
+    parts = [batch([2 * i, 2 * i + 1], data) for i, data in enumerate([long, short] * 2)]
     assert trainer.train_step(parts).isfinite()
 
 
 def test_a_batch_of_one_clip_cannot_be_mixed():
     with pytest.raises(
-        BvtamError, match=r'augment\.mixup mixes .* run\.batch_size must be at least 2'
+        BvtamError, match='augment.mixup mixes .* run.batch_size must be at least 2'
     ):
         make('batch_size=1', 'mixup=0.2')
 
@@ -169,6 +157,17 @@ def plain_cutmix(clips, target, alpha):
     return clips, share * target + (1 - share) * target.roll(1, 0)
 
 
+def plain_loss(model, part, step=0, mix=None, alpha=1, smoothing=0, weights=(1, 1, 1)):
+    """The mean cross-entropy of one step from its formula."""
+    clips, target = plain_inputs(model, part)
+    target = F.one_hot(target, 3).float()
+    torch.manual_seed(sample_seed(0, step, 0))
+    if mix:
+        clips, target = mix(clips, target, alpha)
+    target = (1 - smoothing) * target + smoothing / 3
+    return -(torch.tensor(weights) * target * model(clips).log_softmax(1)).sum(1).mean().item()
+
+
 @pytest.mark.parametrize(
     'settings, mix, smoothing',
     [
@@ -183,14 +182,8 @@ def test_targets_are_mixed_and_smoothed(settings, mix, smoothing):
     trainer.train_step.wrapped.train()
     for step in range(4):  # draws differ from step to step
         part = batch()
-        clips, target = plain_inputs(model, part)
-        target = F.one_hot(target, 3).float()
-        torch.manual_seed(sample_seed(0, step, 0))
-        if mix:
-            clips, target = mix(clips, target, 1 if smoothing else 0.7)
-        target = (1 - smoothing) * target + smoothing / 3
         model.load_state_dict(trainer.model.state_dict())
-        want = -(target * model(clips).log_softmax(1)).sum(1).mean().item()
+        want = plain_loss(model, part, step, mix, 1 if smoothing else 0.7, smoothing)
         close(trainer.train_step([part]).item(), want)
 
 
@@ -206,14 +199,8 @@ def test_classes_are_weighted_as_torch_does(settings):
         trainer = make(setting, *settings, data=data)
         torch.testing.assert_close(trainer.train_step.class_weight, torch.tensor(weights).float())
         model, part = copy.deepcopy(trainer.model).train(), batch()
-        clips, target = plain_inputs(model, part)
-        target = F.one_hot(target, 3).float()
-        torch.manual_seed(sample_seed(0, 0, 0))
-        if settings:
-            clips, target = plain_mixup(clips, target, 0.5)
-        smooth = 0.1 if settings else 0
-        target = (1 - smooth) * target + smooth / 3
-        want = -(torch.tensor(weights) * target * model(clips).log_softmax(1)).sum(1).mean().item()
+        mixed = {'mix': plain_mixup, 'alpha': 0.5, 'smoothing': 0.1} if settings else {}
+        want = plain_loss(model, part, weights=weights, **mixed)
         trainer.train_step.wrapped.train()
         close(trainer.train_step([part]).item(), want)
     with pytest.raises(BvtamError, match='balanced by the records of a data set'):
@@ -236,35 +223,29 @@ def test_a_balanced_epoch_has_all_classes_alike_and_each_view_once():
     assert [i for part in batches for i in part] != drawn[30:]
 
 
-def test_a_short_average_is_told_or_warms_up(caplog):
+def test_a_short_average_is_told(caplog):
     make('regularize.ema=0.999')
     assert 'regularize.ema: after all steps of this run 100 % of the average' in caplog.text
     caplog.clear()
-    trainer = make('regularize.ema=0.999', 'ema_warmup=true')
-    trainer.train_step.wrapped.train()
-    average = None
-    for step in range(4):
-        trainer.train_step([batch([step, step + 1, 5])])
-        now = trainer.model.fc.weight.clone()
-        decay = 1 - (1 + step) ** (-2 / 3)
-        average = now if average is None else decay * average + (1 - decay) * now
-    torch.testing.assert_close(trainer.train_step.ema.module.fc.weight, average)
-    make('regularize.ema=0.5', 'epochs=5'), make()
+    make('regularize.ema=0.999', 'ema_warmup=true')
+    make('regularize.ema=0.5', 'epochs=5')
+    make()
     assert not caplog.records
 
 
-def test_moving_average_of_weights():
-    trainer = make('regularize.ema=0.8')
+@pytest.mark.parametrize('warmup', [False, True])
+def test_moving_average_of_weights(warmup):
+    trainer = make('regularize.ema=0.8', f'ema_warmup={warmup}')
     trainer.train_step.wrapped.train()
     average = None
     for step in range(4):
         trainer.train_step([batch([step, step + 1, 5])])
         now = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-        if average is None:
-            average = now
+        average = average or now
+        decay = 1 - (1 + step) ** (-2 / 3) if warmup else 0.8
         for name, value in now.items():
             exact = value.is_floating_point()
-            average[name] = 0.8 * average[name] + 0.2 * value if exact else value
+            average[name] = decay * average[name] + (1 - decay) * value if exact else value
     for name, value in trainer.train_step.ema.module.state_dict().items():
         torch.testing.assert_close(value, average[name])
     assert trainer._evaluated() is trainer.train_step.ema.module
@@ -275,10 +256,8 @@ def test_a_step_waits_for_nothing():
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function in (
-                torch.ops.aten._local_scalar_dense.default,
-                torch.ops.aten.nonzero.default,
-            ):
+            aten = torch.ops.aten
+            if function in (aten._local_scalar_dense.default, aten.nonzero.default):
                 waits.append(function)
             return function(*args, **(kwargs or {}))
 
@@ -396,27 +375,20 @@ def test_every_sample_once_an_epoch_for_any_number_of_processes():
                 one.epoch = epoch
                 assert sum(map(one.samples, range(one.steps))) == count
                 orders.append([i for part in one for i in part])
-                steps = list(one)
-                loaders = []
+                steps, loaders = list(one), []
                 for r in ranks:
                     r.epoch = epoch
                     assert r.steps == one.steps == len(steps)
                     assert len(list(r)) == len(r) == sum(map(r.parts, range(r.steps)))
                     loaders.append(iter(r))
                 for step, samples in enumerate(steps):
-                    shares = [
-                        [i for _ in range(r.parts(step)) for i in next(loader)]
-                        for r, loader in zip(ranks, loaders, strict=True)
-                    ]
+                    shares, real = [], []
+                    for rank, (r, loader) in enumerate(zip(ranks, loaders, strict=True)):
+                        shares.append([i for _ in range(r.parts(step)) for i in next(loader)])
+                        real.append(shares[-1][: len(range(rank, len(samples), world))])
+                        assert len(shares[-1]) - len(real[-1]) < 2
                     assert len({len(share) for share in shares}) == 1  # none waits for another
-                    real = [
-                        share[: len(range(rank, len(samples), world))]
-                        for rank, share in enumerate(shares)
-                    ]
                     assert sorted(chain(*real)) == sorted(samples)
-                    assert all(
-                        len(share) - len(own) < 2 for share, own in zip(shares, real, strict=True)
-                    )
             assert sorted(orders[0]) == sorted(orders[1]) == list(range(count))
             assert count < 8 or orders[0] != orders[1]
 

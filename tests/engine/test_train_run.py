@@ -16,7 +16,7 @@ from bvtam.engine import checkpoint, run_folder
 from bvtam.engine.evaluate import evaluate
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.run_folder import locked
-from bvtam.engine.setup import build_model, initialise
+from bvtam.engine.setup import build_model
 from bvtam.engine.train import Trainer
 from bvtam.errors import BvtamError
 
@@ -174,7 +174,9 @@ def test_other_files_beside_the_nets_stay(tmp_path, monkeypatch):
     assert (out / 'last' / 'more' / 'model.onnx').read_text() == 'mine too'
 
 
-def test_optimizers_that_cannot_be_used():
+def test_what_cannot_be_used():
+    refused('run.batch_size 4 cannot be shared by 1 processes', lambda: make('accumulate=3'))
+    refused('optimizer.name', lambda: make('optimizer.name=sgdd'))
     refused('optimizer.name: adahessian needs second', lambda: make('optimizer.name=adahessian'))
     refused('recipe: optimizer.name: ', lambda: make('optimizer.name=fusedadam'))
 
@@ -272,11 +274,6 @@ def test_damaged_videos_are_counted_and_listed(tmp_path):
     refused('2 of 10 videos failed', make('max_failed=0.1', data=Damaged()).fit)
 
 
-def test_batches_that_cannot_be_shared():
-    refused('run.batch_size 4 cannot be shared by 1 processes', lambda: make('accumulate=3'))
-    refused('optimizer.name', lambda: make('optimizer.name=sgdd'))
-
-
 # ---- first weights ----
 
 IMAGE = ('model=blresnet50', 'model_options={width: 8, layers: [2, 2, 2, 1], drop_rate: 0}')
@@ -327,15 +324,6 @@ def test_weights_of_another_net_are_refused(tmp_path, options):
     empty = recipe(f'init={tmp_path / "empty"}')
     refused('holds no model', lambda: build_model(empty, None, 3), FileNotFoundError)
     refused('has no ImageNet weights', lambda: build_model(recipe('init=imagenet'), None, 3))
-
-
-def test_a_second_stage_starts_from_a_run(finished):
-    _, out, _, _ = finished
-    model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3, width=8, layers=(2, 2, 2, 1))
-    model.label_names = list('abc')
-    initialise(model, out)
-    best = bvtam.create_model(f'local-dir:{out / "best"}', pretrained=True).state_dict()
-    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
 
 
 def test_finetuning_goes_on_with_the_colours_that_the_weights_have_seen(tmp_path):

@@ -123,3 +123,23 @@ def decoded(path):
         frames = list(container.decode(video=0))
     rgb = np.stack([frame.to_ndarray(format='rgb24') for frame in frames])
     return torch.from_numpy(rgb).permute(0, 3, 1, 2), [frame.time for frame in frames]
+
+
+def blocks(random, height, width):
+    """A picture of random blocks of 8 x 8 pixels."""
+    values = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return values.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def write_pictures(path, pictures, rate=25):
+    """An MPEG-4 video of pictures (H, W, 3); its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = list(pictures)
+    with av.open(f'file:{path}', 'w', format='mp4') as container:
+        stream = container.add_stream('mpeg4', rate=rate)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = 'yuv420p'
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+        container.mux(stream.encode(None))
+    return path
