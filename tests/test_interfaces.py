@@ -50,7 +50,7 @@ def fresh():
 
 
 @pytest.fixture(scope='module')
-def net():
+def model():
     torch.manual_seed(0)
     return bvtam.create_model('bvtam_tiny_8x2', num_classes=5).eval()
 
@@ -60,9 +60,9 @@ def packed(model):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='torch without oneDNN')
-def test_operators_that_work_are_used(net, fresh, caplog):
+def test_operators_that_work_are_used(model, fresh, caplog):
     state = torch.random.get_rng_state()
-    assert packed(bvtam.optimize(net))
+    assert packed(bvtam.optimize(model))
     assert not caplog.records
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -94,7 +94,7 @@ def test_a_changed_operator_is_named(monkeypatch):
 @pytest.mark.parametrize('kind', ['missing', 'wrong', 'changed'])
 @pytest.mark.parametrize('name', OPERATORS)
 def test_without_an_operator_the_folded_convolutions_run(
-    net, fresh, caplog, monkeypatch, name, kind
+    model, fresh, caplog, monkeypatch, name, kind
 ):
     if not torch.backends.mkldnn.is_available():
         pytest.skip('torch without oneDNN')
@@ -110,9 +110,9 @@ def test_without_an_operator_the_folded_convolutions_run(
     clip = torch.randn(1, 3, 4, 32, 32)
     with torch.no_grad():
         for _ in range(2):
-            fast = bvtam.optimize(net)
+            fast = bvtam.optimize(model)
             assert not packed(fast)
-            torch.testing.assert_close(fast(clip), net(clip), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(fast(clip), model(clip), rtol=1e-4, atol=1e-5)
     (record,) = caplog.records
     assert 'plain convolutions' in record.getMessage()
 

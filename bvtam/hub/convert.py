@@ -45,26 +45,12 @@ _HARMLESS = [
 _UNTOLD = ('temporal_pool', 'drop_rate', 'drop_path_rate')
 
 # Where training programs keep weights in a checkpoint; averages first, as timm does.
-_CONTAINERS: tuple[str, ...] = (
-    'state_dict_ema',
-    'ema_state_dict',
-    'model_ema',
-    'state_dict',
-    'model_state_dict',
-)
-_CONTAINERS += ('model_state', 'model', 'net', 'network', 'module', 'weights')
+_CONTAINERS: tuple[str, ...] = ('state_dict_ema', 'ema_state_dict', 'model_ema', 'state_dict')
+_CONTAINERS += ('model_state_dict', 'model_state', 'model', 'net', 'network', 'module', 'weights')
 
 # Prefixes of wrappers before every name of a model, averages first, and in the middle of names.
-_WRAPPERS: tuple[str, ...] = (
-    'ema_model.',
-    'model_ema.',
-    'averaged_model.',
-    'ema.',
-    'module.',
-    'model.',
-    'net.',
-)
-_WRAPPERS += ('network.',)
+_WRAPPERS: tuple[str, ...] = ('ema_model.', 'model_ema.', 'averaged_model.', 'ema.')
+_WRAPPERS += ('module.', 'model.', 'net.', 'network.')
 _INSIDE = r'(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
 
 _RELEASES = {
@@ -215,11 +201,8 @@ def _identify_bl(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, Tenso
              if [max(1, n // b - 1) for n in layers[:3]] == shallow]  # fmt: skip
     if not betas:
         raise BvtamError(f'no beta gives Little branches of {shallow} bottlenecks')
-    options: dict[str, Any] = {
-        'alpha': width // ours[little].shape[0],
-        'beta': betas[0],
-        'width': width,
-    }
+    alpha = width // ours[little].shape[0]
+    options: dict[str, Any] = {'alpha': alpha, 'beta': betas[0], 'width': width}
     usual: dict[str, Any] = {'alpha': 2, 'beta': 4, 'width': 16 if depths[layers] == 'tiny' else 64}
     if video:
         tam = ours.get('stem.temporal.weight')
@@ -242,12 +225,8 @@ def _identify_resnet(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, T
     _need(ours, first, fc)
     layers = tuple(_count(ours, f'backbone.layer{i}.') for i in (1, 2, 3, 4))
     bottleneck = 'backbone.layer1.0.conv3.weight' in ours
-    depths: dict[tuple[tuple[int, ...], bool], int] = {
-        ((2, 2, 2, 2), False): 18,
-        ((3, 4, 6, 3), True): 50,
-        ((3, 4, 23, 3), True): 101,
-    }
-    depth = depths.get((layers, bottleneck))
+    depths: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101}
+    depth = (depths if bottleneck else {(2, 2, 2, 2): 18}).get(layers)
     if depth is None:
         raise BvtamError(f'no model of this package is a ResNet with stages of {layers} blocks')
     family = 'tam' if aggregated else 'tsm' if shifted else 'tsn'
@@ -362,9 +341,8 @@ def convert(
         raise BvtamError(f'{checkpoint}: {error}') from None
     model.label_names = label_names
     model._model_args = options
-    origin = (
-        f'Converted from `{Path(checkpoint).name}`, in the layout of {_RELEASES[identity.release]}.'
-    )
+    release = _RELEASES[identity.release]
+    origin = f'Converted from `{Path(checkpoint).name}`, in the layout of {release}.'
     folder = Path(out) if out else resolve.cache_dir() / f'{arch}.{tag or "converted"}'
     return save_pretrained(model, folder, origin, entry=entry)
 

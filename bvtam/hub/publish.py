@@ -34,7 +34,9 @@ def zoo_folder(folder: str | os.PathLike[str], keep: bool = False) -> Iterator[P
     folder = Path(folder).resolve()  # a link stays one
     try:
         recover(folder)
-        others = _foreign_files(folder)
+        own = {zoo.CONFIG, zoo.WEIGHTS, zoo.CARD, zoo.GOLDEN, zoo.SUMS}
+        found = folder.iterdir() if folder.is_dir() else ()
+        others = [path for path in found if path.name not in own]
         if (folder.exists() and not folder.is_dir()) or (others and not keep):
             raise BvtamError(f'{folder} is there and is no zoo folder: name another one')
         with atomic_folder(folder, others) as new:
@@ -42,12 +44,6 @@ def zoo_folder(folder: str | os.PathLike[str], keep: bool = False) -> Iterator[P
     except (OSError, SafetensorError) as error:
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
         raise BvtamError(f'{folder} cannot be written: {reason}') from None
-
-
-def _foreign_files(folder: Path) -> list[Path]:
-    """The files in a zoo folder that this module does not write; none where there is no folder."""
-    own = {zoo.CONFIG, zoo.WEIGHTS, zoo.CARD, zoo.GOLDEN, zoo.SUMS}
-    return [path for path in folder.iterdir() if path.name not in own] if folder.is_dir() else []
 
 
 def save_pretrained(

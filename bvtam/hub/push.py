@@ -27,12 +27,7 @@ from .publish import save_pretrained
 
 log = logging.getLogger('bvtam')
 
-_REFUSALS = (
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    HFValidationError,
-    HfHubHTTPError,
-)
+_REFUSALS = (LocalTokenNotFoundError, OfflineModeIsEnabled, HFValidationError, HfHubHTTPError)
 
 
 def push_folder(

@@ -10,8 +10,8 @@ they say so. `checkpoint` recomputes a whole part of a model, or all of it but i
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
 
 import torch
@@ -26,9 +26,7 @@ from .pairs import TemporalOp
 from .tam import TAM, TamFunction
 
 _aten = torch.ops.aten
-_call = (
-    threading.local()
-)  # .plain: this thread is in a part whose cheap results are recomputed as a whole
+_call = threading.local()  # .plain: in a part whose cheap results are recomputed as a whole
 _Stats = tuple[Tensor, Tensor, float, float]  # running mean and variance, momentum, eps
 
 
@@ -199,17 +197,6 @@ class _Recomputing:
             buffer.copy_(before)
 
 
-@contextmanager
-def _plain_modules() -> Iterator[None]:
-    """Nothing is fused: it would be recomputed twice."""
-    before = getattr(_call, 'plain', False)
-    _call.plain = True
-    try:
-        yield
-    finally:
-        _call.plain = before
-
-
 def checkpoint(
     module: nn.Module,
     *args: Any,
@@ -234,8 +221,12 @@ def checkpoint(
         return forward, _Recomputing(module, again)
 
     def run_plain(*args: Any) -> Tensor:
-        with _plain_modules():
+        before = getattr(_call, 'plain', False)
+        _call.plain = True  # what is fused would be recomputed twice
+        try:
             return run(*args)
+        finally:
+            _call.plain = before
 
     function = run_plain if keep_convolutions else run
     return torch_checkpoint(function, module, *args, use_reentrant=False, context_fn=contexts)

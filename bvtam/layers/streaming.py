@@ -76,25 +76,22 @@ class StreamStage:
 
 
 class MaxPool:
-    """Maximum of 3 steps at every second, as a stage: steps 2k-1, 2k and 2k+1 give step k."""
+    """Maximum of 3 steps at every second, as a `StreamStage`: steps 2k-1, 2k and 2k+1 give step k."""
 
     def __init__(self) -> None:
         self.held: list[Tensor] = []
         self.count = 0
 
     def wait(self, steps: int) -> int:
-        """As `StreamStage.wait`."""
         return 2 * steps
 
     def push(self, x: Slots) -> Iterator[Tensor]:
-        """As `StreamStage.push`."""
         self.held.append(x[0])
         self.count += 1
         if self.count % 2 == 0:
             yield self._step()
 
     def finish(self) -> Iterator[Tensor]:
-        """As `StreamStage.finish`."""
         if self.count % 2:
             yield self._step()
 

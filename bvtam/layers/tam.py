@@ -2,8 +2,8 @@
 
     out_t = ReLU(sum_j w_j * x_(t+j)), j from -(r//2) to r//2, zeros outside the clip
 
-Source: bLVNet-TAM (Fan et al., NeurIPS 2019, section 3.2). For the three forms of a call see
-`TemporalOp` in `layers/pairs.py`.
+Source: bLVNet-TAM (Fan et al., NeurIPS 2019, section 3.2), where each w_j is a depthwise 1x1
+convolution; `causal` is ours. For the three forms of a call see `TemporalOp` in `layers/pairs.py`.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ def _tam_traced(
 
 
 class TAM(TemporalOp):
-    """Temporal Aggregation Module: `out_t = ReLU(sum_j w_j * x_(t+j))`, zeros outside the clip.
-
-    `weight` is (r, C): row i holds offset j = i - r//2, one number per channel, no bias.
+    """The module. `weight` is (r, C): row i holds offset j = i - r//2, one number per channel, no bias.
 
     Args:
         channels: C.
@@ -119,8 +117,6 @@ class TAM(TemporalOp):
 
     Raises:
         BvtamError: an even or non-positive range.
-
-    Source: bLVNet-TAM, section 3.2, where each w_j is a depthwise 1x1 convolution; `causal` is ours.
     """
 
     def __init__(self, channels: int, temporal_range: int = 3, causal: bool = False) -> None:

@@ -2,8 +2,8 @@
 
     out_t = x_(t+1) for the first C/div channels, x_(t-1) for the next C/div, x_t for the others
 
-Source: TSM (Lin et al., ICCV 2019, section 3). For the three forms of a call see
-`TemporalOp` in `layers/pairs.py`.
+Source: TSM (Lin et al., ICCV 2019, section 3), the order of channels as in the release
+mit-han-lab/temporal-shift-module. For the three forms of a call see `TemporalOp` in `layers/pairs.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ from .pairs import TemporalOp, overlap, slot_views
 
 
 class TSM(TemporalOp):
-    """Temporal shift: the first C/div channels from frame t+1, the next C/div from t-1, no weights.
-
-    It is TAM with 0/1 weights and no ReLU.
-
-    Source: TSM, section 3; channel order as in the release mit-han-lab/temporal-shift-module.
-    """
+    """The module, without weights: TAM with 0/1 weights and no ReLU."""
 
     # Of each output: the slot that it keeps, and (slot, offset) of the two groups that it takes.
     _TAKES: ClassVar = {

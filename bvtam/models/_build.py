@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from timm.models._builder import build_model_with_cfg
-from timm.models._features import feature_take_indices
-from torch import Tensor
 
 from ..clip import IMAGENET_MEAN, IMAGENET_STD, ClipConfig
 from ..errors import BvtamError, nearest, one_line
@@ -77,27 +75,6 @@ def check_pool(num_classes: int, global_pool: str) -> None:
         raise BvtamError("global_pool='' needs num_classes=0: there is nothing to classify")
 
 
-def intermediates(
-    model: ZooModel,
-    walk: Iterable[tuple[str, Tensor]],
-    indices: int | list[int] | None,
-    stop_early: bool,
-    output_fmt: str,
-) -> tuple[Tensor, list[Tensor]]:
-    """The last features of a walk through `model`, and those of `feature_info` that are asked for."""
-    if output_fmt != 'NCHW':
-        raise ValueError(f'output_fmt must be NCHW, not {output_fmt}')
-    names = [info['module'] for info in model.feature_info]
-    take, last = feature_take_indices(len(names), indices)
-    found = []
-    for name, features in walk:
-        if name in names and names.index(name) in take:
-            found.append(features)
-        if stop_early and name == names[last]:
-            break
-    return features, found
-
-
 def build(
     cls: type[Model],
     variant: str,
@@ -121,10 +98,8 @@ def build(
     own = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
     allow_pickle = kwargs.pop('allow_pickle', False)
     if entry := _config_only_entry(variant, pretrained, kwargs):
-        kwargs |= {
-            'pretrained_cfg': None,
-            'pretrained_cfg_overlay': {'num_classes': entry.num_classes},
-        }
+        overlay = {'num_classes': entry.num_classes}
+        kwargs |= {'pretrained_cfg': None, 'pretrained_cfg_overlay': overlay}
         clip = ClipConfig.from_dict(clip.to_dict() | (entry.clip or {})) if clip else None
     folder = _folder(variant, pretrained, allow_pickle, kwargs)
     config = zoo.read_config(folder) if folder else {}
@@ -161,9 +136,8 @@ def build(
         raise BvtamError(f'{folder} is damaged: {error}') from None
     model.model_name = variant
     model.model_options = {name: options.get(name, own[name]) for name in own}
-    model._model_args = {
-        name: v for name, v in options.items() if name in own and name != 'backbone_pretrained'
-    }
+    kept = own.keys() - {'backbone_pretrained'}
+    model._model_args = {name: value for name, value in options.items() if name in kept}
     model.clip_config = clip and clip.with_channels(getattr(model, 'in_chans', len(clip.mean)))
     labels = config.get('label_names')
     same_classes = getattr(model, 'num_classes', None) == config.get('num_classes')

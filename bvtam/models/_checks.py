@@ -49,17 +49,14 @@ def pretrained_cfg(variant: str, config: dict[str, Any], folder: Path) -> dict[s
         raise BvtamError(
             f'{path}: "label_offset" is {cfg["label_offset"]}, which no model here has'
         )
-    cfg = {
-        k: v for k, v in cfg.items() if k not in ('url', 'hf_hub_id', 'state_dict', 'custom_load')
-    }
-    weights = zoo.weights_file(folder)
+    elsewhere = {'url', 'hf_hub_id', 'state_dict', 'custom_load'}
     return {
-        **cfg,
+        **{k: v for k, v in cfg.items() if k not in elsewhere},
         'architecture': variant,
         'num_classes': config['num_classes'],
         'label_names': config.get('label_names'),
         'source': 'local-dir',
-        'file': str(weights.parent),
+        'file': str(zoo.weights_file(folder).parent),
     }
 
 
@@ -103,11 +100,8 @@ def check_folder(
             model = cls(**{**told, **options})
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
         raise BvtamError(f'{path} describes no model: {error}') from None
-    found = {
-        **options,
-        'num_features': model.num_features,
-        'classifier': model.get_classifier(True),
-    }
+    found = options | {'num_features': model.num_features}
+    found |= {'classifier': model.get_classifier(name_only=True)}
     said = {'classifier': cfg.get('classifier'), **told}
     said |= {k: config[k] for k in ('num_features', 'global_pool') if k in config}
     for key, value in said.items():

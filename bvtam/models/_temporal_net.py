@@ -12,19 +12,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import (
-    PretrainedCfg,
-    convnext,
-    efficientnet,
-    mobilenetv3,
-    regnet,
-    resnet,
-)
+from timm.models import PretrainedCfg, convnext, efficientnet, mobilenetv3, regnet, resnet
 from torch import Tensor, nn
 
 from ..errors import BvtamError, nearest
 from ..layers.folding import fold_time, unfold_time
-from ..layers.pairs import TemporalOp
 from ..layers.recompute import checkpoint
 from ..layers.residual import (
     FIRST_LAYER,
@@ -39,8 +31,8 @@ from ..layers.residual import (
 )
 from ..layers.streaming import MaxPool, StreamStage
 from ..layers.temporal import NoTemporal
-from ._build import check_pool, intermediates
-from ._zoo_model import ZooModel
+from ._build import check_pool
+from ._zoo_model import ZooModel, head_of_clips
 
 # Models whose forward_features is: every child before this one, in the order of definition.
 HEAD = {
@@ -176,11 +168,6 @@ class TemporalNet(ZooModel):
         """The names that the backbone wants undecayed; the papers decay every parameter."""
         return {f'backbone.{name}' for name in getattr(self.backbone, 'no_weight_decay', set)()}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each stage in the backward pass instead of keeping what it computed."""
-        self.grad_checkpointing = enable
-
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
         fc = self.backbone.get_classifier()
         return next(n for n, m in self.named_modules() if m is fc) if name_only else fc
@@ -188,9 +175,8 @@ class TemporalNet(ZooModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier; 0 classes leave pooled features."""
         pool = getattr(self.backbone, 'global_pool', None)  # of some it is in the head
-        check_pool(
-            num_classes, getattr(pool, 'pool_type', 'avg') if global_pool is None else global_pool
-        )
+        kept = getattr(pool, 'pool_type', 'avg')
+        check_pool(num_classes, kept if global_pool is None else global_pool)
         self.backbone.reset_classifier(num_classes, global_pool)
         self.label_names = None
 
@@ -209,21 +195,19 @@ class TemporalNet(ZooModel):
         stages: list[StreamStage | MaxPool] = []
         for name, part in self._trunk():
             for unit in units(part):
-                operators: list[TemporalOp] = [
-                    m.temporal for m in unit.modules() if isinstance(m, TemporalLayer)
-                ]
-                (operator,) = operators or [NoTemporal()]
-                stages.append(
-                    StreamStage(
-                        operator, 'plain', partial(run_step, unit), reads=before_branch(unit)
-                    )
-                )
+                layers = [m for m in unit.modules() if isinstance(m, TemporalLayer)]
+                operator = layers[0].temporal if layers else NoTemporal()
+                after = partial(run_step, unit)
+                stages.append(StreamStage(operator, 'plain', after, reads=before_branch(unit)))
             if name in self._pooled:
                 stages.append(MaxPool())
         return stages
 
     def _walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The name and the output, (B, C, T', h, w), of each part in turn."""
+        """The name and the output, (B, C, T', h, w), of each part in turn, before any pooling over time.
+
+        T' = T, less only with `temporal_pool`.
+        """
         if x.ndim != 5 or x.shape[1] != self.in_chans or x.shape[2] == 0:
             raise ValueError(
                 f'expected a clip (B, C={self.in_chans}, T, H, W), got a tensor of shape '
@@ -240,39 +224,10 @@ class TemporalNet(ZooModel):
             if name in self._pooled:
                 x, steps = _pool_time(x, steps)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, num_features, T', h, w); T' = T, less only with `temporal_pool`."""
-        for _, features in self._walk(x):
-            x = features
-        return x
-
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, T', h, w) -> (B, num_classes), averaged over time."""
-        steps = x.shape[2]
-        x = self.backbone.forward_head(x.transpose(1, 2).flatten(0, 1), pre_logits=True)
-        x = unfold_time(F.dropout(x, self.drop_rate, self.training), steps)
-        if x.ndim == 5:  # not pooled
-            return x.transpose(1, 2)
-        x = x.mean(1)  # before the linear layer, which is the same and runs once
-        return x if pre_logits else self.backbone.get_classifier()(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the stem and the stages (`feature_info`), each (B, C, T', h, w), before any
-        pooling over time. The arguments are those of `BLResNet.forward_intermediates`.
-        """
-        last, found = intermediates(self, self._walk(x), indices, stop_early, output_fmt)
-        return found if intermediates_only else (last, found)
+        pool = partial(self.backbone.forward_head, pre_logits=True)
+        return head_of_clips(self, pool, x, pre_logits)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -1,10 +1,8 @@
 """bL-ResNet: a deep branch at half resolution (Big) beside a shallow one at full (Little).
 
 Chen et al., "Big-Little Net", ICLR 2019, arXiv 1807.03848. Must equal the release IBM/BigLittleNet
-(Apache-2.0), whose checkpoints it loads. The blocks also build the video models of `blvnet.py`: there
-Little sees the even frame of a pair, Big the odd one, and a temporal operator feeds both.
-
-Shapes: N clips of K pairs are folded into the batch, (N*K, C, H, W); an image is K = 1.
+(Apache-2.0), whose checkpoints it loads. The blocks (`_bl_blocks.py`) also build the video models of
+`blvnet.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +20,10 @@ from torch import Tensor, nn
 
 from ..errors import BvtamError
 from ..layers.pairs import TemporalOp
-from ..layers.recompute import (
-    checkpoint,
-)
+from ..layers.recompute import checkpoint
 from ..layers.tam import stack_tam_weights
 from ._bl_blocks import BLModule, Bottleneck, Chain, Stem
-from ._build import build, check_pool, default_cfg, intermediates
+from ._build import build, check_pool, default_cfg
 from ._zoo_model import ZooModel
 
 __all__ = ['BLResNet']
@@ -147,11 +143,6 @@ class BLResNet(ZooModel):
         return set()
 
     @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each stage in the backward pass instead of keeping what it computed."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
     def set_cheap_recompute(self, enable: bool = True) -> None:
         """Recompute everything but convolutions in the backward pass, instead of keeping it.
 
@@ -199,40 +190,10 @@ class BLResNet(ZooModel):
             x = self._run(self.get_submodule(name), x, num_pairs)
             yield name, self._unfold(x, num_pairs)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, num_features, h, w), h = H/32 rounded up."""
-        for _, features in self._walk(x):
-            x = features
-        return x
-
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, h, w) -> (B, num_classes), or (B, num_features) with `pre_logits`."""
         x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the stem and the four stages (`feature_info`), as timm's models give them.
-
-        Args:
-            indices: the last n if an int, these if a list, all if None.
-            norm: there is no final norm to apply; accepted for timm's feature extractor.
-            stop_early: leave out the stages after the last one asked for.
-            output_fmt: 'NCHW', the only one; video models put time after the channels.
-            intermediates_only: return the list alone.
-        """
-        last, found = intermediates(self, self._walk(x), indices, stop_early, output_fmt)
-        return found if intermediates_only else (last, found)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

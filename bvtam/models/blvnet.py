@@ -31,6 +31,7 @@ from ..layers.pairs import TemporalOp
 from ..layers.streaming import StreamStage
 from ..layers.temporal import temporal_op
 from ._build import build, default_cfg
+from ._zoo_model import head_of_clips
 from .bl_resnet import DEPTHS, BLResNet, checkpoint_filter_fn
 
 __all__ = ['BLVNet']
@@ -71,17 +72,8 @@ class BLVNet(BLResNet):
     ) -> None:
         self.temporal, self.temporal_range = temporal, temporal_range  # what _temporal reads
         self.causal = causal
-        super().__init__(
-            layers,
-            num_classes,
-            in_chans,
-            global_pool,
-            alpha,
-            beta,
-            width,
-            drop_rate,
-            drop_path_rate,
-        )
+        rates = drop_rate, drop_path_rate
+        super().__init__(layers, num_classes, in_chans, global_pool, alpha, beta, width, *rates)
 
     def _temporal(self, channels: int) -> TemporalOp:
         return temporal_op(self.temporal, channels, self.temporal_range, self.causal)
@@ -118,20 +110,12 @@ class BLVNet(BLResNet):
             stages.append(
                 StreamStage(module.temporal, 'pair', lambda x, *mixed, m=module: m.branches(*mixed))
             )
-        return [
-            *stages,
-            *(StreamStage(block.temporal, 'plain', block.residual) for block in layer4),
-        ]
+        stages += [StreamStage(block.temporal, 'plain', block.residual) for block in layer4]
+        return stages
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, T/2, h, w) -> (B, num_classes), averaged over the pairs."""
-        num_pairs = x.shape[2]
-        x = self.global_pool(x.transpose(1, 2).flatten(0, 1))
-        x = unfold_time(F.dropout(x, self.drop_rate, self.training), num_pairs)
-        if x.ndim == 5:  # not pooled
-            return x.transpose(1, 2)
-        x = x.mean(1)  # before the linear layer, which is the same and runs once
-        return x if pre_logits else self.fc(x)
+        return head_of_clips(self, self.global_pool, x, pre_logits)
 
 
 def _bvtam(variant: str, pretrained: bool, **kwargs: Any) -> BLVNet:
@@ -142,17 +126,13 @@ def _bvtam(variant: str, pretrained: bool, **kwargs: Any) -> BLVNet:
     else:
         defaults = {'layers': DEPTHS[int(depth[1:])]}
     clip = ClipConfig(num_frames=2 * int(pairs.removesuffix('x2')))
-    return build(
-        BLVNet, variant, pretrained, checkpoint_filter_fn, clip=clip, defaults=defaults, **kwargs
-    )
+    return build(BLVNet, variant, pretrained, checkpoint_filter_fn, clip, defaults, **kwargs)
 
 
 _VARIANTS = [f'bvtam_r{d}_{k}x2' for d in (50, 101) for k in (8, 16, 24, 32)]
+_VARIANTS += ['bvtam_r152_8x2', 'bvtam_tiny_8x2']
 default_cfgs = generate_default_cfgs(
-    {
-        name: default_cfg('stem.conv1', 'fc', 174)
-        for name in [*_VARIANTS, 'bvtam_r152_8x2', 'bvtam_tiny_8x2']
-    }
+    {name: default_cfg('stem.conv1', 'fc', 174) for name in _VARIANTS}
 )
 
 

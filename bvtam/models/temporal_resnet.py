@@ -14,10 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import (
-    generate_default_cfgs,
-    register_model,
-)
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
 from ..clip import INTERPOLATIONS, ClipConfig

@@ -148,7 +148,7 @@ def _check_blob(path: Path) -> None:
 def from_hub(repo_id: str, weights: bool = True, cache: str | Path | None = None) -> Path:
     """The folder of a Hugging Face Hub repo, `owner/repo` or `owner/repo@revision`, in the Hub's cache.
 
-    Only config.json and model.safetensors are fetched.
+    Only config.json and, with `weights`, model.safetensors are fetched.
 
     Raises:
         BvtamError: a repo, revision or file that is not there or not allowed, no network.

@@ -38,12 +38,12 @@ class Entry:
     code: str
     paper: str
     licence: str
-    url: str
-    page: str
     file: str
-    sha256: str | None
     metrics: list[dict[str, Any]]
     clip: dict[str, Any] | None
+    url: str = ''
+    page: str = ''
+    sha256: str | None = None
     costs: dict[str, int] = field(default_factory=dict)
     about: str = ''
     limits: str = ''
@@ -67,25 +67,16 @@ def entries() -> dict[str, Entry]:
     found = {}
     for row in table['weights']:
         release, dataset = table['releases'][row['release']], table['datasets'][row['dataset']]
-        url = row.get('url', '')
-        found[row['name']] = Entry(
-            name=row['name'],
-            dataset=dataset['title'],
-            num_classes=dataset['num_classes'],
-            release=row['release'],
-            code=release['code'],
-            paper=f'{release["title"]}, {release["paper"]}' if 'paper' in release else '',
-            licence=release['licence'],
-            url=url,
-            page=row.get('page', ''),
-            file=row.get('file') or PurePosixPath(url).name,
-            sha256=row.get('sha256'),
-            metrics=row['metrics'],
-            clip=row['clip'],
-            costs=row.get('costs', {}),
-            about=dataset.get('about', ''),
-            limits=dataset.get('limits', ''),
-            training=row.get('training', ''),
-            weights=row.get('weights', ''),
-        )
+        fields = {
+            'file': PurePosixPath(row.get('url', '')).name,
+            **row,
+            'dataset': dataset['title'],
+            'num_classes': dataset['num_classes'],
+            'about': dataset.get('about', ''),
+            'limits': dataset.get('limits', ''),
+            'code': release['code'],
+            'licence': release['licence'],
+            'paper': f'{release["title"]}, {release["paper"]}' if 'paper' in release else '',
+        }
+        found[row['name']] = Entry(**fields)
     return found

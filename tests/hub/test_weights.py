@@ -31,7 +31,7 @@ NAME = 'bvtam_r50_8x2.ssv1_ibm'
 
 
 def release_file(path):
-    """A small checkpoint in the layout of IBM/bLVNet-TAM."""
+    """A small checkpoint in the layout of IBM/bLVNet-TAM, and the model that it is of."""
     torch.manual_seed(1)
     model = textbook.BLVNet(blocks=(2, 2, 2, 2), width=16, num_classes=4, num_frames=16)
     for name, tensor in model.state_dict().items():
@@ -41,25 +41,28 @@ def release_file(path):
     return model.eval()
 
 
+def list_only(entry, monkeypatch):
+    """Makes it the only entry of the table."""
+    for module in ('weights.resolve', 'hub.convert'):
+        monkeypatch.setattr(f'bvtam.{module}.entries', lambda: {entry.name: entry})
+
+
 @pytest.fixture
-def served(tmp_path, monkeypatch):
+def served(hub, tmp_path, monkeypatch):
     """(hub, model, entry): a server that offers a release file, and a table that has it by a link."""
     model = release_file(tmp_path / 'release.pth')
-    with local_hub.LocalHub() as hub:
-        hub.files['/weights/release.pth'] = (tmp_path / 'release.pth').read_bytes()
-        hub.patch(monkeypatch)
-        entry = replace(
-            table.entries()[NAME],
-            name='bvtam_tiny_8x2.test',
-            num_classes=4,
-            url=f'{hub.url}/weights/release.pth',
-            page='',
-            file='release.pth',
-            clip={'resize': 256},
-        )
-        monkeypatch.setattr(resolve, 'entries', lambda: {entry.name: entry})
-        monkeypatch.setattr('bvtam.hub.convert.entries', lambda: {entry.name: entry})
-        yield hub, model, entry
+    hub.files['/weights/release.pth'] = (tmp_path / 'release.pth').read_bytes()
+    entry = replace(
+        table.entries()[NAME],
+        name='bvtam_tiny_8x2.test',
+        num_classes=4,
+        url=f'{hub.url}/weights/release.pth',
+        page='',
+        file='release.pth',
+        clip={'resize': 256},
+    )
+    list_only(entry, monkeypatch)
+    return hub, model, entry
 
 
 def test_table():
@@ -165,8 +168,7 @@ def test_download_in_every_layout(served, tmp_path, monkeypatch, case, name):
     url = f'{hub.url}/weights/checkpoint.pth'
     classes = case['config']['num_classes']
     entry = replace(entry, name=name, num_classes=classes, url=url, file=path.name, clip=clip)
-    monkeypatch.setattr(resolve, 'entries', lambda: {name: entry})
-    monkeypatch.setattr('bvtam.hub.convert.entries', lambda: {name: entry})
+    list_only(entry, monkeypatch)
     logits = bvtam.create_model(name, pretrained=True).eval()(golden.clip(case))
     torch.testing.assert_close(logits, torch.tensor(case['logits']), rtol=1e-4, atol=1e-4)
 
@@ -243,45 +245,39 @@ def test_eight_processes_download_once(served):
 
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['bvtam_tiny_8x2', 'tsm_resnet50_f8', 'blresnet50'])
-def test_through_the_hub_and_back(name, tmp_path, monkeypatch):
+def test_through_the_hub_and_back(name, hub):
     model = bvtam.create_model(name, num_classes=3).eval()
     model.label_names = ['left', 'right', 'up']
     x = torch.randn((1, 3, 64, 64) if model.input_kind == 'image' else (1, 3, 4, 64, 64))
-    with local_hub.LocalHub() as hub:
-        hub.add_user('alice', 'hf_alice')
-        hub.patch(monkeypatch, token='hf_alice')
-        assert 'alice/model' in bvtam.push_to_hub(model, 'alice/model')
-        for create in (bvtam.create_model, timm.create_model):
-            again = create('hf-hub:alice/model', pretrained=True).eval()
-            assert torch.equal(again(x), model(x))
-            assert again.label_names == model.label_names
-            assert again.clip_config == model.clip_config
-        adapted = bvtam.create_model(
-            'hf-hub:alice/model@main', pretrained=True, num_classes=5, in_chans=10
-        )
-        assert adapted.num_classes == 5 and adapted.in_chans == 10 and adapted.label_names is None
+    assert 'alice/model' in bvtam.push_to_hub(model, 'alice/model')
+    for create in (bvtam.create_model, timm.create_model):
+        again = create('hf-hub:alice/model', pretrained=True).eval()
+        assert torch.equal(again(x), model(x))
+        assert again.label_names == model.label_names
+        assert again.clip_config == model.clip_config
+    adapted = bvtam.create_model(
+        'hf-hub:alice/model@main', pretrained=True, num_classes=5, in_chans=10
+    )
+    assert adapted.num_classes == 5 and adapted.in_chans == 10 and adapted.label_names is None
 
 
-def test_push_to_a_branch_and_as_a_pull_request(monkeypatch):
+def test_push_to_a_branch_and_as_a_pull_request(hub):
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
-    with local_hub.LocalHub() as hub:
-        hub.add_user('alice', 'hf_alice')
-        hub.patch(monkeypatch, token='hf_alice')
-        bvtam.push_to_hub(model, 'alice/model', private=True, revision='dev')
-        assert hub.repos['alice/model'].private
-        assert bvtam.create_model('hf-hub:alice/model@dev', pretrained=True).num_classes == 3
-        with pytest.raises(BvtamError, match='has no config.json'):
-            bvtam.create_model('hf-hub:alice/model', pretrained=True)  # nothing on the main branch
-        assert 'discussions/1' in bvtam.push_to_hub(model, 'alice/model', create_pr=True)
-        name = 'hf-hub:alice/model@refs/pr/1'
-        assert bvtam.create_model(name, pretrained=True).num_classes == 3
+    bvtam.push_to_hub(model, 'alice/model', private=True, revision='dev')
+    assert hub.repos['alice/model'].private
+    assert bvtam.create_model('hf-hub:alice/model@dev', pretrained=True).num_classes == 3
+    with pytest.raises(BvtamError, match='has no config.json'):
+        bvtam.create_model('hf-hub:alice/model', pretrained=True)  # nothing on the main branch
+    assert 'discussions/1' in bvtam.push_to_hub(model, 'alice/model', create_pr=True)
+    name = 'hf-hub:alice/model@refs/pr/1'
+    assert bvtam.create_model(name, pretrained=True).num_classes == 3
 
 
 def test_a_lost_connection_is_said_in_one_line(monkeypatch):
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
     with local_hub.LocalHub() as hub:
         hub.add_user('alice', 'hf_alice')
-        hub.patch(monkeypatch, token='hf_alice')
+        hub.patch(monkeypatch)
         bvtam.push_to_hub(model, 'alice/model')
         hub.cut('model.safetensors', reset=True)
         with pytest.raises(BvtamError, match='the Hub cannot be reached'):
@@ -291,55 +287,48 @@ def test_a_lost_connection_is_said_in_one_line(monkeypatch):
         bvtam.push_to_hub(model, 'alice/other')
 
 
-def test_push_to_a_hub_without_xet(monkeypatch, caplog):
+def test_push_to_a_hub_without_xet(hub, monkeypatch, caplog):
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
-    with local_hub.LocalHub() as hub:
-        hub.add_user('alice', 'hf_alice')
-        hub.patch(monkeypatch, token='hf_alice')
-        monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_XET', False)
-        bvtam.push_to_hub(model, 'alice/model')  # as most people's client is set
-        assert (
-            'by Xet it failed' not in caplog.text
-        )  # it was known before the client had tried for minutes
-        monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_XET', True)
-        assert bvtam.create_model('hf-hub:alice/model', pretrained=True).num_classes == 3
-        sent = hub.repos['alice/model'].commits[hub.repos['alice/model'].refs['main']]
-        assert {'config.json', 'model.safetensors', 'SHA256SUMS'} <= set(sent)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_XET', False)
+    bvtam.push_to_hub(model, 'alice/model')  # as most people's client is set
+    # it was known before the client had tried for minutes
+    assert 'by Xet it failed' not in caplog.text
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_XET', True)
+    assert bvtam.create_model('hf-hub:alice/model', pretrained=True).num_classes == 3
+    sent = hub.repos['alice/model'].commits[hub.repos['alice/model'].refs['main']]
+    assert {'config.json', 'model.safetensors', 'SHA256SUMS'} <= set(sent)
 
 
-def test_what_the_hub_refuses_is_said_in_one_line(tmp_path, monkeypatch):
+def test_what_the_hub_refuses_is_said_in_one_line(hub, tmp_path, monkeypatch):
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=3)
     folder = bvtam.save_pretrained(model, tmp_path / 'model')
     files = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with local_hub.LocalHub() as hub:
-        hub.add_user('alice', 'hf_alice')
-        hub.add_user('bob', 'hf_bob')
-        hub.add_repo('bob/secret', files, private=True)
-        hub.add_repo('bob/gated', files, gated=True)
-        hub.add_repo('bob/model', files)
-        hub.add_repo('bob/pickle', {'config.json': files['config.json'], 'pytorch_model.bin': b'x'})
-        hub.patch(monkeypatch, token='hf_alice')
-        for repo, words in (
-            ('bob/secret', 'not there, or private'),
-            ('bob/nothing', 'not there, or private'),
-            ('bob/gated', 'is gated'),
-            ('bob/model@nowhere', "no revision 'nowhere'"),
-            ('bob/pickle', 'allow_pickle=True'),
-            ('not a repo', 'no name of a repo'),
-        ):
-            with pytest.raises(BvtamError, match=words) as caught:
-                bvtam.create_model(f'hf-hub:{repo}', pretrained=True)
-            assert '\n' not in str(caught.value) and repo in str(caught.value)
-        with pytest.raises(BvtamError, match='may not write|403'):
-            bvtam.push_to_hub(model, 'bob/model')
-        assert bvtam.create_model('hf-hub:bob/model', pretrained=True).num_classes == 3
-        hub.add_repo('bob/flipped', files)
-        hub.fault('flip', 'flipped')  # the client compares sizes alone
-        with pytest.raises(BvtamError, match='has SHA-256|is not JSON'):
-            bvtam.create_model('hf-hub:bob/flipped', pretrained=True)
-        hub.patch(monkeypatch, token='hf_wrong')
-        with pytest.raises(BvtamError, match='token may be wrong'):
-            bvtam.create_model('hf-hub:bob/model', pretrained=True)
+    hub.add_user('bob', 'hf_bob')
+    hub.add_repo('bob/secret', files, private=True)
+    hub.add_repo('bob/gated', files, gated=True)
+    hub.add_repo('bob/model', files)
+    hub.add_repo('bob/pickle', {'config.json': files['config.json'], 'pytorch_model.bin': b'x'})
+    for repo, words in (
+        ('bob/secret', 'not there, or private'),
+        ('bob/nothing', 'not there, or private'),
+        ('bob/gated', 'is gated'),
+        ('bob/model@nowhere', "no revision 'nowhere'"),
+        ('bob/pickle', 'allow_pickle=True'),
+        ('not a repo', 'no name of a repo'),
+    ):
+        with pytest.raises(BvtamError, match=words) as caught:
+            bvtam.create_model(f'hf-hub:{repo}', pretrained=True)
+        assert '\n' not in str(caught.value) and repo in str(caught.value)
+    with pytest.raises(BvtamError, match='may not write|403'):
+        bvtam.push_to_hub(model, 'bob/model')
+    assert bvtam.create_model('hf-hub:bob/model', pretrained=True).num_classes == 3
+    hub.add_repo('bob/flipped', files)
+    hub.fault('flip', 'flipped')  # the client compares sizes alone
+    with pytest.raises(BvtamError, match='has SHA-256|is not JSON'):
+        bvtam.create_model('hf-hub:bob/flipped', pretrained=True)
+    hub.patch(monkeypatch, token='hf_wrong')
+    with pytest.raises(BvtamError, match='token may be wrong'):
+        bvtam.create_model('hf-hub:bob/model', pretrained=True)
 
 
 def test_verify_finds_what_changed(tmp_path):
@@ -376,7 +365,7 @@ def shared(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_two_names_share_a_file(shared):
+def test_two_names_share_a_file(shared, hub):
     short, long = (bvtam.create_model(f'bvtam_r50_{k}x2.own', pretrained=True) for k in (8, 16))
     assert (short.clip_config.num_frames, long.clip_config.num_frames) == (16, 32)
     for name, value in short.state_dict().items():
@@ -386,11 +375,8 @@ def test_two_names_share_a_file(shared):
         assert resolve.where(name) == 'here'
         assert bvtam.verify(name)['golden_error'] < 1e-5
     timm.create_model('bvtam_r50_16x2.own', pretrained=True)
-    with local_hub.LocalHub() as hub, pytest.MonkeyPatch.context() as patch:
-        hub.add_user('me', 'hf_me')
-        hub.patch(patch)
-        push_folder(shared / 'bvtam_r50_16x2.own', 'me/long')
-        again = bvtam.create_model('hf-hub:me/long', pretrained=True)
+    push_folder(shared / 'bvtam_r50_16x2.own', 'alice/long')
+    again = bvtam.create_model('hf-hub:alice/long', pretrained=True)
     assert again.clip_config.num_frames == 32
     assert torch.equal(again.fc.weight, long.fc.weight)
 

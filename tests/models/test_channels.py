@@ -1,4 +1,4 @@
-"""Networks of other numbers of channels than three: grey frames for one, a clear word for the rest."""
+"""Models of other numbers of channels than three: grey frames for one, a clear word for the rest."""
 
 from __future__ import annotations
 

@@ -19,13 +19,8 @@ NAMES = bvtam.list_models()
 ALIKE = ['blresnet101', 'blresnet152', 'bvtam_r152_8x2', 'tam_resnet101_f8', 'tam_resnet101_f32']
 ALIKE += [f'bvtam_r{depth}_{pairs}x2' for depth in (50, 101) for pairs in (16, 24, 32)]
 ALIKE += ['tam_resnet18_f32', 'tam_resnet50_f32', 'tsm_resnet50_f16', 'tsm_resnet101_f16']
-LARGE = [
-    'bvtam_r50_8x2',
-    'bvtam_r101_8x2',
-    'tam_resnet50_f8',
-    'tsm_resnet101_f8',
-    'tsn_resnet50_f8',
-]
+LARGE = ['bvtam_r50_8x2', 'bvtam_r101_8x2']
+LARGE += ['tam_resnet50_f8', 'tsm_resnet101_f8', 'tsn_resnet50_f8']
 SMALL = [name for name in NAMES if name not in ALIKE + LARGE]  # one of each kind
 
 

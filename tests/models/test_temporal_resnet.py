@@ -1,22 +1,18 @@
 """Models on timm's backbones: against a ResNet-18 written out by hand, and against timm itself."""
 
-import copy
-import io
-import pickle
 import threading
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from fvcore.nn import FlopCountAnalysis
 from support.choice import some
 from timm.models._manipulate import group_parameters
 
 from bvtam import BvtamError, create_model, list_models, save_pretrained, temporal_model
 from bvtam.layers import residual
 from bvtam.layers.residual import ClipDropPath, TemporalLayer
-from bvtam.models.temporal_resnet import TemporalNet, checkpoint_filter_fn
+from bvtam.models.temporal_resnet import TemporalNet
 
 # a backbone, how many residual branches it has, the name of its classifier
 FAMILIES = {
@@ -94,11 +90,8 @@ def resnet18_by_hand(state, clip, temporal, every=1, pool=False):
     """Logits of one clip (C, T, H, W), frame by frame, from the released description."""
 
     def norm(x, name):
-        p = {
-            k: state[f'backbone.{name}.{k}']
-            for k in ('running_mean', 'running_var', 'weight', 'bias')
-        }
-        return F.batch_norm(x, **p)
+        keys = ('running_mean', 'running_var', 'weight', 'bias')
+        return F.batch_norm(x, *(state[f'backbone.{name}.{key}'] for key in keys))
 
     def conv(x, name, stride=1):
         weight = state.get(f'backbone.{name}.weight', state.get(f'backbone.{name}.layer.weight'))
@@ -112,12 +105,9 @@ def resnet18_by_hand(state, clip, temporal, every=1, pool=False):
             stride = 2 if layer > 1 and block == 0 else 1
             inside = frames
             if temporal != 'none' and block % every == 0:
-                rows = (
-                    state[f'backbone.{name}.conv1.temporal.weight']
-                    if temporal == 'tam'
-                    else shift_rows(frames[0].shape[1])
-                )
-                inside = mix(frames, rows, relu=temporal == 'tam')
+                tam = state.get(f'backbone.{name}.conv1.temporal.weight')
+                rows = shift_rows(frames[0].shape[1]) if tam is None else tam
+                inside = mix(frames, rows, relu=tam is not None)
             out = []
             for before, x in zip(frames, inside, strict=True):
                 x = norm(conv(x, f'{name}.conv1', stride), f'{name}.bn1').relu()
@@ -129,10 +119,8 @@ def resnet18_by_hand(state, clip, temporal, every=1, pool=False):
         if pool and layer < 4:
             around = [frames[max(0, t - 1) : t + 2] for t in range(0, len(frames), 2)]
             frames = [torch.stack(group).amax(0) for group in around]
-    logits = [
-        f.mean((2, 3)) @ state['backbone.fc.weight'].T + state['backbone.fc.bias'] for f in frames
-    ]
-    return torch.stack(logits).mean(0)[0]
+    pooled = torch.stack(frames).mean((0, 1, 3, 4))
+    return F.linear(pooled, state['backbone.fc.weight'], state['backbone.fc.bias'])
 
 
 @pytest.mark.parametrize(
@@ -174,9 +162,8 @@ def test_without_operators_it_is_the_backbone_on_every_frame(backbone):
     with torch.no_grad():
         features, stages = model.forward_intermediates(clip)
         want, want_stages = model.backbone.forward_intermediates(frames)
-        assert torch.equal(
-            frames_of(model.forward_features(clip)), model.backbone.forward_features(frames)
-        )
+        whole = model.backbone.forward_features(frames)
+        assert torch.equal(frames_of(model.forward_features(clip)), whole)
         logits = model.backbone(frames).unflatten(0, (2, 3)).mean(1)
         torch.testing.assert_close(model(clip), logits, rtol=1e-4, atol=1e-5)
         some = model.forward_intermediates(clip, [-2], stop_early=True, intermediates_only=True)
@@ -238,9 +225,8 @@ def test_an_operator_stands_before_the_first_layer_of_the_branch_only():
     y = block.bn3(block.conv_pwl(block.bn2(block.conv_dw(y))))
     got = residual.run_clips(block, x, 3)
     torch.testing.assert_close(got, x + y, rtol=1e-12, atol=1e-12)
-    assert not isinstance(
-        model.backbone.blocks[1][0].conv_pw, TemporalLayer
-    )  # no shortcut, no operator
+    # no shortcut, no operator
+    assert not isinstance(model.backbone.blocks[1][0].conv_pw, TemporalLayer)
 
 
 # ---- refusals ---------------------------------------------------------------------------------
@@ -251,12 +237,7 @@ def test_an_operator_stands_before_the_first_layer_of_the_branch_only():
     [
         ({'backbone': 'resnet5O'}, 'did you mean resnet50'),
         ({'backbone': 'resnet50.nowhere'}, 'nowhere'),
-        (
-            {'backbone': 'vit_tiny_patch16_224'},
-            'vit_tiny_patch16_224 has no residual block of a known',
-        ),
-        ({'backbone': 'swin_tiny_patch4_window7_224'}, 'no residual block of a known'),
-        ({'backbone': 'pit_ti_224'}, 'no residual block of a known'),
+        ({'backbone': 'vit_tiny_patch16_224'}, '16_224 has no residual block of a known'),
         ({'backbone': 'mobilenetv1_100'}, 'no residual block of a known'),
         ({'backbone': 'tf_efficientnet_cc_b0_4e'}, 'CondConvResidual'),
         ({'backbone': 'hrnet_w18_small'}, 'HighResolutionNet'),
@@ -289,48 +270,12 @@ def test_bad_input_is_named():
         model.backbone(torch.randn(2, 3, 32, 32))
 
 
-# ---- T is no state ----------------------------------------------------------------------------
-
-
-def test_threads_share_a_model_with_different_clip_lengths():
-    model = model18(temporal_pool=True)
-    clips = [torch.randn(1, 3, t, 32, 32) for t in (1, 2, 3, 5, 8)]
-    with torch.no_grad():
-        want = [model(c) for c in clips]
-    wrong = []
-
-    def work(i):
-        with torch.no_grad():
-            wrong.extend(i for _ in range(8) if not torch.equal(model(clips[i]), want[i]))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(clips))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
 def test_a_failed_call_leaves_nothing_behind():
     model = model18()
     model.backbone.layer3.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(torch.randn(1, 3, 2, 32, 32))
     assert residual._call.steps is None
-
-
-def test_copies_compute_the_same():
-    model, clip = model18(), torch.randn(1, 3, 3, 32, 32)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    copies = (
-        copy.deepcopy(model),
-        pickle.loads(pickle.dumps(model)),
-        torch.load(file, weights_only=False),
-    )
-    with torch.no_grad():
-        assert all(torch.equal(c(clip), model(clip)) for c in copies)
 
 
 @pytest.mark.parametrize(
@@ -360,15 +305,6 @@ def test_compiles_once_and_exports_with_any_shape(backbone, strict, options):
         got += [program.module()(clip) for clip in clips]
     for logits, number in zip(got, (0, 0, 1, 0, 1), strict=True):
         torch.testing.assert_close(logits, want[number], rtol=1e-4, atol=1e-6)
-
-
-def test_fvcore_counts_every_frame():
-    clip = torch.randn(1, 3, 6, 64, 64)
-    counts = [
-        FlopCountAnalysis(model, x).unsupported_ops_warnings(False).by_operator()['conv']
-        for model, x in ((model18(), clip), (timm.create_model('resnet18'), clip[:, :, 0]))
-    ]
-    assert counts[0] == 6 * counts[1]
 
 
 # ---- training ---------------------------------------------------------------------------------
@@ -424,51 +360,12 @@ def test_dropout_is_before_the_classifier():
     features = torch.ones(4, 512, 3, 1, 1)
     pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (4, 512)
-    assert {round(v, 2) for v in pooled.unique().tolist()} <= {
-        0.0,
-        3.33,
-        6.67,
-        10.0,
-    }  # frames apart
+    # frames are dropped one by one
+    assert {round(v, 2) for v in pooled.unique().tolist()} <= {0.0, 3.33, 6.67, 10.0}
     assert torch.equal(model.eval().forward_head(features, pre_logits=True), torch.ones(4, 512))
 
 
 # ---- names, weights, entry points -------------------------------------------------------------
-
-
-def test_loads_the_names_of_both_releases():
-    tsm = model18(temporal='tsm', temporal_every=2).state_dict()
-    mit = {
-        n.replace('backbone.', 'base_model.').replace('.layer.', '.net.'): t for n, t in tsm.items()
-    }
-    mit['new_fc.weight'], mit['new_fc.bias'] = (
-        mit.pop(f'base_model.fc.{k}') for k in ('weight', 'bias')
-    )
-    assert (
-        'base_model.layer1.0.conv1.net.weight' in mit and 'base_model.layer1.1.conv1.weight' in mit
-    )
-    for temporal_range in (3, 5):
-        tam = model18(temporal='tam', temporal_range=temporal_range).state_dict()
-        ibm = {}
-        for name, tensor in tam.items():
-            block, _, operator = name.removeprefix('backbone.').partition('.conv1.temporal.')
-            for i, row in enumerate(tensor if operator else ()):
-                part = (
-                    ('prev_se', 'curr_se', 'next_se')[i]
-                    if len(tensor) == 3
-                    else f'blending_layers.{i}'
-                )
-                ibm[f'{block}.tam.{part}.fc1.weight'] = row.view(-1, 1, 1, 1)
-            if not operator:
-                ibm[block.replace('.conv1.layer.', '.conv1.')] = tensor
-        assert 'layer1.0.conv1.weight' in ibm
-        for theirs, ours in ((mit, tsm), (ibm, tam), (tam, tam)):
-            got = checkpoint_filter_fn(theirs)
-            assert got.keys() == ours.keys()
-            assert all(torch.equal(got[n], ours[n]) for n in ours)
-    plain = model18(temporal='none').state_dict()
-    bare = {n.removeprefix('backbone.'): t for n, t in plain.items()}
-    assert checkpoint_filter_fn(bare).keys() == plain.keys()
 
 
 def test_pretrained_backbone_comes_from_timm(monkeypatch):

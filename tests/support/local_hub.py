@@ -8,8 +8,8 @@
         hub.cut('model.pth', share=0.5)              # its next transfer stops half way
         assert len(hub.seen('model.pth', 'GET')) == 1
 
-Spoken: whoami, repositories (public, private, gated), branches, pull requests, preupload, Git LFS
-(basic transfer), commits, trees, resolve; for models only. Xet is not offered: `environment()`
+Spoken: repositories (public, private, gated), branches, pull requests, preupload, Git LFS (basic
+transfer), commits that add files, resolve; for models only, to a client with a token. Xet is not offered: `environment()`
 turns it off in the client, which would otherwise upload large files through it unasked.
 """
 
@@ -61,12 +61,12 @@ class Repo:
     refs: dict[str, str] = field(default_factory=dict)  # branches and refs/pr/N -> commit
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
 
-    def commit(self, files: dict[str, Blob | bytes | None], revision: str = 'main') -> str:
-        """A commit on top of `revision`; None deletes a file, and no path or content is checked."""
+    def commit(self, files: dict[str, Blob | bytes], revision: str = 'main') -> str:
+        """A commit on top of `revision`; no path or content is checked."""
         tree = dict(self.commits.get(self.refs.get(revision, ''), {}))
         for path, data in files.items():
             tree[path] = Blob(data, is_lfs(path, len(data))) if isinstance(data, bytes) else data
-        tree = {path: blob for path, blob in sorted(tree.items()) if blob is not None}
+        tree = dict(sorted(tree.items()))
         content = [self.id, len(self.commits), *((path, blob.oid) for path, blob in tree.items())]
         sha = self.refs[revision] = hashlib.sha1(repr(content).encode()).hexdigest()
         self.commits[sha] = tree
@@ -99,7 +99,7 @@ class LocalHub:
     """What the servers know, and the faults. A test may read and set all of it."""
 
     def __init__(self):
-        self.users: dict[str, tuple[str, bool]] = {}  # token -> name, may write
+        self.users: dict[str, str] = {}  # token -> name
         self.repos: dict[str, Repo] = {}
         self.lfs: dict[str, bytes] = {}  # by sha256
         self.files: dict[str, bytes] = {}  # by path
@@ -132,8 +132,8 @@ class LocalHub:
         if self.errors and kind is None:
             raise self.errors[0]
 
-    def add_user(self, name: str, token: str, write: bool = True) -> None:
-        self.users[token] = name, write
+    def add_user(self, name: str, token: str) -> None:
+        self.users[token] = name
 
     def add_repo(self, repo_id: str, files: dict[str, bytes] | None = None, **options) -> Repo:
         """A repository without a client; options: private, gated."""
@@ -370,16 +370,10 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get('Authorization', '').removeprefix('Bearer ')
         if token and token not in self.hub.users:  # even where none is needed
             raise Refusal(401, 'Invalid credentials in Authorization header')
-        self.user, self.writer = self.hub.users.get(token, (None, False))
+        self.user = self.hub.users.get(token)
         match [self.command, *self.parts]:
-            case ['GET', 'api', 'whoami-v2'] if self.user:
-                key = {'displayName': 'test', 'role': 'write' if self.writer else 'read'}
-                auth = {'type': 'access_token', 'accessToken': key}
-                return as_json({'type': 'user', 'name': self.user, 'orgs': [], 'auth': auth})
-            case ['POST', 'api', 'repos', 'create'] if self.user:
+            case ['POST', 'api', 'repos', 'create']:
                 return self.create(json.loads(self.body))
-            case ['GET', 'api', 'whoami-v2'] | ['POST', 'api', 'repos', 'create']:
-                raise Refusal(401, 'Invalid username or password.')
             case ['POST', 'api', 'validate-yaml']:
                 return as_json({'warnings': [], 'errors': []})
             case ['GET', 'api', 'models', owner, name, *rest]:
@@ -399,16 +393,11 @@ class _Handler(BaseHTTPRequestHandler):
         """The repository, if the user may know of it."""
         repo = self.hub.repos.get(repo_id)
         if repo is None or (repo.private and repo_id.split('/')[0] != self.user):
-            # The code matters: the client guesses it from a bare 401, but at https addresses only.
-            if self.user is None:
-                raise Refusal(401, 'Invalid username or password.', 'RepoNotFound')
             raise Refusal(404, 'Repository not found', 'RepoNotFound')
         return repo
 
     def check_write(self, repo: Repo, pull_request: bool) -> None:
-        if self.user is None:
-            raise Refusal(401, 'Invalid username or password.', 'RepoNotFound')
-        if not pull_request and not (self.writer and repo.id.split('/')[0] == self.user):
+        if not pull_request and repo.id.split('/')[0] != self.user:
             hint = 'pass `create_pr=1` as a query parameter to create a Pull Request'
             raise Refusal(403, f'Forbidden: {hint}')
 
@@ -421,7 +410,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner = payload.get('organization') or self.user
         repo_id = f'{owner}/{payload["name"]}'
         url = {'url': f'{self.hub.url}/{repo_id}', 'name': repo_id}
-        if owner != self.user or not self.writer:
+        if owner != self.user:
             where = f'under the namespace "{owner}"'
             raise Refusal(403, f"You don't have the rights to create a model {where}")
         if repo_id in self.hub.repos:  # with `exist_ok` the client reads the address from here
@@ -431,20 +420,12 @@ class _Handler(BaseHTTPRequestHandler):
         return as_json(url)
 
     def model(self, repo: Repo, kind: str = 'revision', revision: str = 'main') -> Reply:
-        if kind not in ('revision', 'tree'):
+        if kind != 'revision':
             raise Refusal(404, 'Sorry, we can not find the page you are looking for.')
         sha = self.commit_of(repo, revision)
-        if kind != 'tree':
-            info = {'id': repo.id, 'sha': sha, 'private': repo.private, 'tags': []}
-            siblings = [{'rfilename': path} for path in repo.commits[sha]]
-            return as_json(info | {'gated': repo.gated and 'manual', 'siblings': siblings})
-        entries = []  # as if always asked for recursively, and without folders
-        for path, blob in repo.commits[sha].items():
-            size = {'size': len(blob.data)}
-            entries.append({'type': 'file', 'path': path, 'oid': blob.oid, **size})
-            if blob.sha256:
-                entries[-1]['lfs'] = {'oid': blob.sha256, 'pointerSize': 134, **size}
-        return as_json(entries)
+        info = {'id': repo.id, 'sha': sha, 'private': repo.private, 'tags': []}
+        siblings = [{'rfilename': path} for path in repo.commits[sha]]
+        return as_json(info | {'gated': repo.gated and 'manual', 'siblings': siblings})
 
     def change(self, repo: Repo, action: str, revision: str) -> Reply:
         if action == 'branch':
@@ -453,9 +434,9 @@ class _Handler(BaseHTTPRequestHandler):
             start = json.loads(self.body).get('startingPoint', 'main')
             repo.refs[revision] = self.commit_of(repo, start)
             return as_json({})
-        tree = repo.commits[self.commit_of(repo, revision)]
         if action == 'commit':
-            return self.commit(repo, revision, tree)
+            return self.commit(repo, revision)
+        tree = repo.commits[self.commit_of(repo, revision)]
         files = []
         for f in json.loads(self.body)['files']:
             known = tree.get(f['path'])
@@ -464,7 +445,7 @@ class _Handler(BaseHTTPRequestHandler):
             files[-1] |= {'oid': known.sha256 or known.oid} if known else {}
         return as_json({'files': files})
 
-    def commit(self, repo: Repo, revision: str, tree: dict[str, Blob]) -> Reply:
+    def commit(self, repo: Repo, revision: str) -> Reply:
         files = {}
         for line in self.body.splitlines()[1:]:  # the first is the message
             operation = json.loads(line)
@@ -476,10 +457,8 @@ class _Handler(BaseHTTPRequestHandler):
                     files[path] = Blob(self.hub.lfs[value['oid']], lfs=True)
                 case 'lfsFile':
                     raise Refusal(400, f'LFS pointer to a file that was not uploaded: {path}')
-                case 'deletedFile' if path in tree:
-                    files[path] = None
-                case _:
-                    raise Refusal(404, "A file with this name doesn't exist", 'EntryNotFound')
+                case other:
+                    raise Refusal(400, f'This Hub knows no {other} in a commit')
         extra = {}
         if 'create_pr' in self.query:
             number = 1 + sum(name.startswith('refs/pr/') for name in repo.refs)
@@ -508,11 +487,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repo: Repo, revision: str, path: str) -> Reply:
         if repo.gated and self.user != repo.id.split('/')[0]:
-            reason = f'Access to model {repo.id} is restricted'
-            if self.user is None:
-                raise Refusal(401, f'{reason}. Please log in.', 'GatedRepo')
-            hint = f'Visit {self.hub.url}/{repo.id} to ask for access.'
-            raise Refusal(403, f'{reason} and you are not in the list. {hint}', 'GatedRepo')
+            raise Refusal(403, f'Access to model {repo.id} is restricted', 'GatedRepo')
         sha = self.commit_of(repo, revision)
         commit, blob = {'X-Repo-Commit': sha}, repo.commits[sha].get(path)
         if blob is None:

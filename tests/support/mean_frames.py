@@ -73,10 +73,6 @@ class MeanFrames(ZooModel):
     def no_weight_decay(self) -> set[str]:
         return set()
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
         return 'backbone.fc' if name_only else self.backbone.fc
 
@@ -116,9 +112,6 @@ class MeanFrames(ZooModel):
         x = F.dropout(x, self.backbone.drop_rate, self.training)
         x = x.mean(1) if self.temporal == 'mean' else x.amax(1)
         return x if pre_logits else self.backbone.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 default_cfgs = generate_default_cfgs(
