@@ -226,7 +226,9 @@ def _identify_resnet(state: Mapping[str, Tensor]) -> tuple[Identity, dict[str, T
     layers = tuple(_count(ours, f'backbone.layer{i}.') for i in (1, 2, 3, 4))
     bottleneck = 'backbone.layer1.0.conv3.weight' in ours
     depths: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101}
-    depth = (depths if bottleneck else {(2, 2, 2, 2): 18}).get(layers)
+    if not bottleneck:
+        depths = {(2, 2, 2, 2): 18}
+    depth = depths.get(layers)
     if depth is None:
         raise BvtamError(f'no model of this package is a ResNet with stages of {layers} blocks')
     family = 'tam' if aggregated else 'tsm' if shifted else 'tsn'
