@@ -52,7 +52,7 @@ def model_row(name):
 
 
 def model_table():
-    head = '| name | frames | size | classes | params (M) | GMACs | executed |\n|---|---|---|---|---|---|---|'
+    head = '| name | frames | size | classes | params (M) | GMACs | executed GMACs |\n|---|---|---|---|---|---|---|'
     return '\n'.join([head, *map(model_row, bvtam.list_models())])
 
 
@@ -86,11 +86,17 @@ def claims_table():
     return claims.table(claims.load())
 
 
+def input_of(entry):
+    """Frames and crop of one clip, at which the costs of an entry are counted."""
+    clip = published_model(entry).clip_config
+    return f'{clip.num_frames} x {clip.crop_size}²' if clip else '224²'
+
+
 def weights_table(names=None, zoo='../zoo'):
     """The published weights, from the same table as their cards."""
     lines = [
-        '| weights | dataset | top-1 (%) | views | GMACs | params (M) | comes by |',
-        '|---|---|---|---|---|---|---|',
+        '| weights | dataset | top-1 (%) | views | input | GMACs | params (M) | comes by |',
+        '|---|---|---|---|---|---|---|---|',
     ]
     for entry in map(entries().get, names or entries()):
         metric = entry.metrics[0]
@@ -98,8 +104,8 @@ def weights_table(names=None, zoo='../zoo'):
         source = 'in the package' if entry.ships else source
         lines.append(
             f'| [`{entry.name}`]({zoo}/{entry.name}/README.md) | {entry.dataset} '
-            f'| {metric["top1"]} | {metric["views"]} | {entry.costs["conv_macs"] / 1e9:.1f} '
-            f'| {entry.costs["params"] / 1e6:.1f} | {source} |'
+            f'| {metric["top1"]} | {metric["views"]} | {input_of(entry)} '
+            f'| {entry.costs["conv_macs"] / 1e9:.1f} | {entry.costs["params"] / 1e6:.1f} | {source} |'
         )
     return '\n'.join(lines)
 

@@ -1,4 +1,4 @@
-"""A call as soon as another package has been imported, by whomever."""
+"""Calls a function as soon as another package has been imported, by any code."""
 
 from __future__ import annotations
 

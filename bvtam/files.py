@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all; only regular files are read."""
+"""Writes files and folders whole or not at all, and reads regular files only."""
 
 from __future__ import annotations
 

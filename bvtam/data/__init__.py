@@ -1,4 +1,4 @@
-"""Videos, data sets and the clips that models see, in the order in which one builds on the other:
+"""Videos, data sets and the clips that models see:
 
 video/            any source of frames: `open_video`, readers
 records.py        a video of a data set

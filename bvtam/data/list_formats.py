@@ -6,7 +6,9 @@ such a file:
     @list_format('reversed', 'lines `label: video`', lambda file: ': ' in file.lines[0][1])
     def _reversed(file: ListFile) -> Iterator[Row]:
         for where, text in file.lines:
-            label, video = text.split(': ')
+            label, colon, video = text.partition(': ')
+            if not colon:
+                raise BvtamError(f'{where}: expected `label: video`, not {text!r}')
             yield Row(where, [video], label)
 
 Every command reads it then. Of the formats that recognise a file the one registered last counts: general

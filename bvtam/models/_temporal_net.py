@@ -1,4 +1,4 @@
-"""An image model of timm on clips: a temporal operator opens residual branches, the rest sees single frames.
+"""An image model of timm on clips: residual branches begin with a temporal operator, the rest sees single frames.
 
 How an operator comes into timm's blocks is in `layers/residual.py`. Frames are folded, (B*T, C, H, W).
 """

@@ -1,4 +1,4 @@
-"""TSN, TSM and TAM on image models of timm: a temporal operator opens every residual branch.
+"""TSN, TSM and TAM on image models of timm: every residual branch begins with a temporal operator.
 
 TSN is the image model alone (Wang et al., ECCV 2016), TSM adds a shift (Lin et al., ICCV 2019,
 arXiv 1811.08383), TAM a weighted sum over time (bLVNet-TAM, NeurIPS 2019, arXiv 1912.00869). On
