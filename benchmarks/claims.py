@@ -2,7 +2,7 @@
 
     python benchmarks/claims.py [--runs DIR] [--seeds 3] [--jobs 2] [--only PATTERN] [--list] [--figures]
 
-Every net is of the tiny size, starts from what our weights know of single frames (see `start_spatial`),
+Every model is of the tiny size, starts from what our weights know of single frames (see `start_spatial`),
 sees the union of both families at 64x64 for the same number of clips (`*_long`: four times as many), and
 is measured on clips of a seed that no training uses. Runs are made part by part, seed after seed, each on
 one core: two at once on two cores take less time than one after the other on both. A run goes on where it
@@ -42,7 +42,7 @@ PARTS = 'operators', 'transfer', 'frames', 'stages', 'range', 'init'
 
 @dataclass(frozen=True)
 class Run:
-    """A net, how it starts and what it is trained on.
+    """A model, how it starts and what it is trained on.
 
     Attributes:
         parts: of the study that it belongs to.
@@ -146,8 +146,8 @@ class FewClips(Dataset):
         return self.clips.__getitems__(indices)
 
 
-def start_spatial(net):
-    """What `OURS` knows of single frames, as the paper's networks start from weights for images.
+def start_spatial(model):
+    """What `OURS` knows of single frames, as the paper's models start from weights for images.
 
     TAMs and classifier stay as they are: nothing that is loaded knows of time.
     """
@@ -155,14 +155,14 @@ def start_spatial(net):
     tams = {f'{name}.weight' for name, module in ours.named_modules() if isinstance(module, TAM)}
     weights = ours.state_dict().items()
     weights = {k: v for k, v in weights if k not in tams and not k.startswith('fc.')}
-    missing, unexpected = net.load_state_dict(weights, strict=False)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and {*missing} <= {*tams, 'fc.weight', 'fc.bias'}
 
 
 @torch.no_grad()
-def start_tams(net, how):
+def start_tams(model, how):
     """Weights (range, C) as if nothing moved, or as TSM moves an eighth of the channels each way."""
-    for module in net.modules():
+    for module in model.modules():
         if isinstance(module, TAM):
             weight = module.weight
             middle, fold = len(weight) // 2, weight.shape[1] // 8
@@ -175,26 +175,26 @@ def start_tams(net, how):
 
 
 def measure(name, seed, runs):
-    """Trains one net and measures it, and before it the one that it starts from where that is gone."""
+    """Trains one model and measures it, and before it the one that it starts from where that is gone."""
     run, folder = RUNS[name], runs / f'{name}-{seed}'
     if run.start in RUNS and not (runs / f'{run.start}-{seed}').exists():
         measure(run.start, seed, runs)
     recipe = run.recipe(seed, runs)
-    net, clips, val = build(recipe)
+    model, clips, val = build(recipe)
     if not run.start and not run.shots and run.model.startswith('bvtam'):
-        start_spatial(net)
+        start_spatial(model)
     if run.temporal:
-        start_tams(net, run.temporal)
+        start_tams(model, run.temporal)
     cpu = sum(os.times()[:4])
     if run.shots:
         clips = FewClips(clips)
-    trainer = Trainer(net, recipe, clips, val, folder)
+    trainer = Trainer(model, recipe, clips, val, folder)
     trainer.fit()
     cpu = sum(os.times()[:4]) - cpu
     found = evaluate_motion(
         trainer.model, TEST_CLIPS, TEST_SEED, held_out=bool(run.shots), workers=0
     )
-    clip = net.clip_config
+    clip = model.clip_config
     macs = count(trainer.model, clip.num_frames, clip.crop_size)['executed_macs']
     return {
         'run': name,
@@ -223,7 +223,7 @@ def spread(results, name, family=None):
 
 
 def table(results):
-    """Markdown: a line for each net, below what nets that see one frame or one pair at a time can reach."""
+    """Markdown: a line for each model, below what models that see one frame or one pair at a time can reach."""
     lines = ['| model | seeds | direction (%) | order (%) | both (%) |', '|---|---|---|---|---|']
     for view in ('frame', 'pair'):
         bounds = [MotionClips(family=f).bound(view) for f in ('direction', 'order', 'all')]
@@ -307,7 +307,7 @@ def _stages(axes, results):
 
 
 def _bars(axes, results, title, names):
-    """Both families, beside what nets that see one frame (dotted) or pair (dashed) can reach."""
+    """Both families, beside what models that see one frame (dotted) or pair (dashed) can reach."""
     for i, family in enumerate(('direction', 'order')):
         for place, name in enumerate(names):
             if found := spread(results, name, family):

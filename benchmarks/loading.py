@@ -2,7 +2,7 @@
 
     python benchmarks/loading.py [--rounds 5]
 
-The yardstick is `safetensors.torch.load_file` plus building the empty network, in the same process;
+The yardstick is `safetensors.torch.load_file` plus building the empty model, in the same process;
 ours also checks the SHA-256, names, shapes and finite values.
 """
 
@@ -38,7 +38,7 @@ def main():
         seconds = interleaved({'yardstick': yardstick, 'ours': ours}, rounds)
         print(
             f'{os.cpu_count()} cores, torch {torch.__version__}: time '
-            f'{seconds["ours"] / seconds["yardstick"]:.2f}x of load_file plus the empty net, peak memory '
+            f'{seconds["ours"] / seconds["yardstick"]:.2f}x of load_file plus the empty model, peak memory '
             f'{peak_bytes(ours) / file.stat().st_size:.2f}x of the file'
         )
 

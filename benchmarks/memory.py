@@ -85,7 +85,7 @@ def feed(path: Path, video: Path) -> None:
 
 def commands(root: Path, model: str) -> dict[str, list[str]]:
     bvtam = [sys.executable, '-m', 'bvtam']
-    net = ['--model', model]
+    chosen = ['--model', model]
     script = [sys.executable, '-c', _ARRAY, model]
     one = str(root / 'eight' / '0.mp4')
     data = ['--data', str(root / '8k')]
@@ -97,23 +97,23 @@ def commands(root: Path, model: str) -> dict[str, list[str]]:
         str(root / 'run'),
     ]
     found = {
-        'predict eight 8K': [*bvtam, 'predict', str(root / 'eight'), *net],
-        'predict 64 MP images': [*bvtam, 'predict', str(root / '64mp'), *net],
-        'predict 169 MP images': [*bvtam, 'predict', str(root / '169mp'), *net, '--on-error', 'skip', '--max-failed', '1'],
-        'predict 20000x2 images': [*bvtam, 'predict', str(root / 'thin'), *net],
+        'predict eight 8K': [*bvtam, 'predict', str(root / 'eight'), *chosen],
+        'predict 64 MP images': [*bvtam, 'predict', str(root / '64mp'), *chosen],
+        'predict 169 MP images': [*bvtam, 'predict', str(root / '169mp'), *chosen, '--on-error', 'skip', '--max-failed', '1'],
+        'predict 20000x2 images': [*bvtam, 'predict', str(root / 'thin'), *chosen],
         'predict array 20000x2': [*script, '16x2x20000'],
         'predict array 16x64 MP': [*script, '2x8000x8000'],
-        'windows 8K': [*bvtam, 'predict', one, *net, '--every', '1'],
-        'evidence 8K': [*bvtam, 'predict', one, *net, '--evidence', str(root / 'e.png')],
-        'annotate 8K': [*bvtam, 'predict', one, *net, '--save', str(root / 'a.mp4')],
-        'stream 8K': [*bvtam, 'predict', one, *net, '--stream'],
-        'extract eight 8K': [*bvtam, 'extract', str(root / 'eight'), *net, '--out', str(root / 'x')],
-        'extract 64 MP images': [*bvtam, 'extract', str(root / '64mp'), *net, '--out', str(root / 'y')],
+        'windows 8K': [*bvtam, 'predict', one, *chosen, '--every', '1'],
+        'evidence 8K': [*bvtam, 'predict', one, *chosen, '--evidence', str(root / 'e.png')],
+        'annotate 8K': [*bvtam, 'predict', one, *chosen, '--save', str(root / 'a.mp4')],
+        'stream 8K': [*bvtam, 'predict', one, *chosen, '--stream'],
+        'extract eight 8K': [*bvtam, 'extract', str(root / 'eight'), *chosen, '--out', str(root / 'x')],
+        'extract 64 MP images': [*bvtam, 'extract', str(root / '64mp'), *chosen, '--out', str(root / 'y')],
         'eval 8K': [*bvtam, 'eval', str(root / 'run'), *data],
         'train 8K': [*bvtam, 'train', 'quick', *data, *train],
         'prepare 8K': [*bvtam, 'prepare', str(root / 'eight'), str(root / 'p')],
         'prepare 64 MP images': [*bvtam, 'prepare', str(root / '64mp'), str(root / 'q')],
-        'stream without an end': [*bvtam, 'predict', str(root / 'endless'), *net, '--stream'],
+        'stream without an end': [*bvtam, 'predict', str(root / 'endless'), *chosen, '--stream'],
     }  # fmt: skip
     order = ['train 8K', *(name for name in found if name != 'train 8K')]
     return {name: found[name] for name in order}

@@ -1,9 +1,9 @@
-"""bvtam_r50_8x2 against the textbook form of the same net, in one process.
+"""bvtam_r50_8x2 against the textbook form of the same model, in one process.
 
     python benchmarks/models.py [--batch 1 4] [--size 224] [--rounds 5] [--json]
 
-The textbook form (`tests/textbook.py`) stores T frames at every step, a pair's tensor twice, and runs
-a TAM as three depthwise convolutions, in fp32. All nets have the same weights. Ratios are of the
+The textbook form (`tests/support/textbook.py`) stores T frames at every step, a pair's tensor twice, and runs
+a TAM as three depthwise convolutions, in fp32. All models have the same weights. Ratios are of the
 textbook form's: time of inference and of one training step (SGD), peak memory of both, and bytes kept
 for the backward pass. They take turns, so the ratios hold where absolute times on a shared machine do
 not; a product of matrices takes its turn with them, and tells what the machine could do at best.

@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / 'bvtam/weights/published.json'
 
 
-def metric(net, name, count, videos):
+def metric(model, name, count, videos):
     """One line of the card; its command repeats it."""
-    found = evaluate_motion(bvtam.optimize(net), count, 1, videos=videos)
+    found = evaluate_motion(bvtam.optimize(model), count, 1, videos=videos)
     families = ', '.join(f'{k} {v["top1"]:.1f}' for k, v in found['families'].items())
     what = 'by way of H.264 files, 320x240 at 10 fps' if videos else 'rendered'
     return {
@@ -44,24 +44,24 @@ def main():
     options = parser.parse_args()
     name, entry = options.name, entries()[options.name]
     trained = bvtam.create_model(options.run, pretrained=True)
-    net = bvtam.create_model(entry.arch, **trained._model_args)
-    net.load_state_dict(trained.state_dict())
-    net.clip_config = ClipConfig.from_dict(net.clip_config.to_dict() | entry.clip)
-    net.label_names = trained.label_names
-    folder = save_pretrained(net.eval(), ROOT / 'zoo' / name, half=True)  # rounds the net too
+    model = bvtam.create_model(entry.arch, **trained._model_args)
+    model.load_state_dict(trained.state_dict())
+    model.clip_config = ClipConfig.from_dict(model.clip_config.to_dict() | entry.clip)
+    model.label_names = trained.label_names
+    folder = save_pretrained(model.eval(), ROOT / 'zoo' / name, half=True)  # rounds the model too
     table = json.loads(TABLE.read_text())
     (row,) = (row for row in table['weights'] if row['name'] == name)
     row['metrics'] = [
-        metric(net, name, options.count, videos=False),
-        metric(net, name, options.videos, videos=True),
+        metric(model, name, options.count, videos=False),
+        metric(model, name, options.videos, videos=True),
     ]
     TABLE.write_text(json.dumps(table, indent=1) + '\n')
     entries.cache_clear()
-    save_pretrained(net, folder, entry=entries()[name], half=True)
+    save_pretrained(model, folder, entry=entries()[name], half=True)
     if entry.weights:
         own, shared = (zoo.sha256(f / zoo.WEIGHTS) for f in (folder, folder.parent / entry.weights))
         assert own == shared, f'{name} and {entry.weights} are not of the same run'
-        cards.write_config(net, folder / zoo.CONFIG, entry.licence, entry.weights)
+        cards.write_config(model, folder / zoo.CONFIG, entry.licence, entry.weights)
         (folder / zoo.WEIGHTS).unlink()
     print(json.dumps(row['metrics'], indent=1))
 

@@ -37,14 +37,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--rounds', type=int, default=5)
     args = parser.parse_args()
-    net = bvtam.optimize(bvtam.create_model('bvtam_r50_8x2').eval())
+    model = bvtam.optimize(bvtam.create_model('bvtam_r50_8x2').eval())
 
     def run(batch, frames, side):
         x = torch.randn(batch, 3, frames, side, side)
 
         def once():
             with torch.inference_mode():
-                net(x)
+                model(x)
 
         return once
 

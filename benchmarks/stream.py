@@ -32,10 +32,10 @@ def main():
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
     torch.manual_seed(0)
-    net = bvtam.optimize(bvtam.create_model('bvtam_r50_8x2', pretrained=True).eval())
+    model = bvtam.optimize(bvtam.create_model('bvtam_r50_8x2', pretrained=True).eval())
     clip = torch.randn(1, 3, 16, args.size, args.size)
     frames = list(clip.unbind(2))
-    stream = bvtam.stream(net)
+    stream = bvtam.stream(model)
     for frame in 3 * frames:  # all layers have their neighbours
         stream.push(frame)
 
@@ -45,10 +45,10 @@ def main():
 
     def whole():
         with torch.inference_mode():
-            net(clip)
+            model(clip)
 
     seconds = interleaved({'pair': pair, 'clip': whole}, args.rounds)
-    stream, held = bvtam.stream(net), []
+    stream, held = bvtam.stream(model), []
     small = [frame[..., :64, :64].contiguous() for frame in frames]
     for number in range(args.frames):
         stream.push(small[number % 16])
@@ -56,10 +56,10 @@ def main():
         if number % 500 == 0:
             print(f'frame {number}', file=sys.stderr)
     video = torch.randn(1, 3, args.frames, 64, 64)
-    steps = list(bvtam.stream(net)(video.unbind(2)))
+    steps = list(bvtam.stream(model)(video.unbind(2)))
     with torch.inference_mode():
-        features = net.forward_features(video)
-        logits = net.forward_head(features)
+        features = model.forward_features(video)
+        logits = model.forward_head(features)
     streamed = torch.stack([step.features for step in steps], 2)
     result = {
         'cores': os.cpu_count(),

@@ -2,7 +2,7 @@
 
     python benchmarks/threads.py [--threads 8] [--answers 200]
 
-For each kind of net: how many answers are not those of one thread, bit for bit; how many tensors and
+For each kind of model: how many answers are not those of one thread, bit for bit; how many tensors and
 modes of modules changed; seconds alone and in threads; milliseconds that the view of it takes.
 """
 
@@ -19,7 +19,7 @@ import torch
 import bvtam
 from bvtam.inference.eval_mode import evaluating
 
-NETS = {
+MODELS = {
     'bvtam_tiny_8x2.motion': lambda: bvtam.create_model('bvtam_tiny_8x2.motion', pretrained=True),
     'bvtam_tiny_8x2.motion, optimised': lambda: bvtam.optimize(
         bvtam.create_model('bvtam_tiny_8x2.motion', pretrained=True).eval()
@@ -38,26 +38,28 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     video = str(files('bvtam') / 'assets' / 'sample.mp4')
-    for kind, make in NETS.items():
-        net = make()
-        net.clip_config = replace(net.clip_config, resize=112, crop_size=112)
-        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        modes = [module.training for module in net.modules()]
+    for kind, make in MODELS.items():
+        model = make()
+        model.clip_config = replace(model.clip_config, resize=112, crop_size=112)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        modes = [module.training for module in model.modules()]
         began = time.perf_counter()
-        alone = bvtam.predict(net, video)['top']
+        alone = bvtam.predict(model, video)['top']
         one = time.perf_counter() - began
         began = time.perf_counter()
         with ThreadPoolExecutor(args.threads) as pool:
             found = list(
-                pool.map(lambda _, net=net: bvtam.predict(net, video)['top'], range(args.answers))
+                pool.map(
+                    lambda _, model=model: bvtam.predict(model, video)['top'], range(args.answers)
+                )
             )
         many = time.perf_counter() - began
         wrong = sum(top != alone for top in found)
-        changed = sum(not torch.equal(t, before[name]) for name, t in net.state_dict().items())
-        flags = sum(m.training != mode for m, mode in zip(net.modules(), modes, strict=True))
+        changed = sum(not torch.equal(t, before[name]) for name, t in model.state_dict().items())
+        flags = sum(m.training != mode for m, mode in zip(model.modules(), modes, strict=True))
         began = time.perf_counter()
         for _ in range(20):
-            with evaluating(net):
+            with evaluating(model):
                 pass
         view = (time.perf_counter() - began) / 20
         print(

@@ -1,10 +1,10 @@
-"""What the trainer costs beside the net: clips a second, against bare loops.
+"""Cost of the trainer beside the model: clips a second, against bare loops.
 
     python benchmarks/train.py [--rounds 7] [--steps 16] [--videos 160]
 
-On tensors in memory the yardstick is a bare loop of forward, backward and step on the same net,
+On tensors in memory the yardstick is a bare loop of forward, backward and step on the same model,
 batches and optimizer. On real videos (short H.264, prepared as `bvtam prepare` does) it is the slower
-of that loop and of the loader alone. The net and the worker that decodes need a core each: on a
+of that loop and of the loader alone. The model and the worker that decodes need a core each: on a
 machine that others use too, the second figure leaves out the time that this process waited for one.
 """
 
@@ -50,7 +50,7 @@ class Tensors(Dataset):
 
 
 class Run:
-    """A trainer of which one call is one more epoch, and the bare loop on another such net."""
+    """A trainer of which one call is one more epoch, and the bare loop on another such model."""
 
     def __init__(self, data, workers):
         settings = ['model=bvtam_tiny_8x2', 'clip={num_frames: 8, resize: 96, crop_size: 96}']
@@ -58,8 +58,8 @@ class Run:
         recipe = Recipe.load('', settings)
         self.trainer = Trainer(build_model(recipe, None, 10), recipe, data)
         self.trainer.loader = self.trainer._loader()
-        self.net = build_model(recipe, None, 10).train()
-        self.optimizer = build_optimizer(self.net, recipe)
+        self.model = build_model(recipe, None, 10).train()
+        self.optimizer = build_optimizer(self.model, recipe)
         self.parts = [
             collate([data[i + j] for j in range(BATCH)]) for i in range(0, len(data), BATCH)
         ]
@@ -69,8 +69,8 @@ class Run:
 
     def bare(self):
         for part in self.parts:
-            clip = normalize(part['clip'], self.net.clip_config)
-            loss = F.cross_entropy(self.net(clip), part['label'])
+            clip = normalize(part['clip'], self.model.clip_config)
+            loss = F.cross_entropy(self.model(clip), part['label'])
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -129,7 +129,7 @@ def main():
     )
     with tempfile.TemporaryDirectory() as scratch:
         records = videos(Path(scratch), options.videos)
-        clip = run.net.clip_config
+        clip = run.model.clip_config
         run = Run(VideoDataset(records, clip, train=TrainTransform(clip)), workers=1)
         functions = {'bare': run.bare, 'ours': run.ours, 'load': run.load}
         whole, own = without_queue(functions, options.rounds)
