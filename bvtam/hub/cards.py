@@ -16,8 +16,6 @@ from ..models._zoo_model import ZooModel
 from ..weights import zoo
 from ..weights.table import Entry
 
-_JPEG_COLORS = ('colours of videos as in the JPEG files that FFmpeg extracts (`colors: jpeg`)',)
-
 
 def write_config(model: ZooModel, path: Path, licence: str = '', weights: str = '') -> None:
     """`config.json`: timm's keys, "clip" and, where they are known, label names; "weights" names the
@@ -106,14 +104,15 @@ def _facts(model: ZooModel, entry: Entry | None) -> str:
             *(frames if model.input_kind == 'clip' else ()),
             f'shorter side {clip.resize}, crop {clip.crop_size}',
             f'views at test time: {clip.num_clips} clip(s) x {clip.num_crops} crop(s)',
-            *(_JPEG_COLORS if clip.colors == 'jpeg' else ()),
         ]
+        if clip.colors == 'jpeg':
+            facts.append(
+                'colours of videos as in the JPEG files that FFmpeg extracts (`colors: jpeg`)'
+            )
     if entry and entry.costs:
-        view = (
-            f'one clip of {clip.num_frames} frames, one crop of {clip.crop_size}'
-            if clip
-            else 'one image of 224'
-        )
+        view = 'one image of 224'
+        if clip:
+            view = f'one clip of {clip.num_frames} frames, one crop of {clip.crop_size}'
         facts.append(f'{entry.costs["conv_macs"] / 1e9:.2f} GMACs of convolutions for {view}')
     return '\n'.join(f'- {fact}' for fact in facts)
 

@@ -324,7 +324,18 @@ def convert(
         raise BvtamError(
             f'{checkpoint} has {identity.num_classes} classes, but {name} has {entry.num_classes}'
         )
-    label_names = _read_labels(labels, identity.num_classes) if labels else None
+    label_names = None
+    if labels:
+        from ..data.labels import read_labels  # torch.hub does without what reads data
+
+        if not os.path.isfile(labels):
+            raise FileNotFoundError(f'{labels} is no file')
+        label_names = read_labels(Path(labels))
+        if len(label_names) != identity.num_classes:
+            raise BvtamError(
+                f'{labels} names {len(label_names)} labels, but the checkpoint '
+                f'{identity.num_classes} classes'
+            )
 
     cfg: dict[str, Any] = {'num_classes': identity.num_classes, 'architecture': arch}
     if identity.in_chans != 3:  # as the releases treat optical flow
@@ -356,17 +367,3 @@ def _ibm_variant(arch: str) -> dict[str, Any]:
     if re.search(r'TAM-b\d+-max', arch):
         raise BvtamError(f'{arch} aggregates by maximum, not by sum, which no model here does')
     return {'temporal_pool': True} if '-ts-max' in arch else {}
-
-
-def _read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
-    from ..data.labels import read_labels  # torch.hub does without what reads data
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} is no file')
-    names = read_labels(path)
-    if len(names) != num_classes:
-        raise BvtamError(
-            f'{path} names {len(names)} labels, but the checkpoint {num_classes} classes'
-        )
-    return names

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
@@ -66,14 +66,15 @@ def push_folder(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        options = {'revision': revision, 'create_pr': create_pr}
+        options: dict[str, Any] = {'revision': revision, 'create_pr': create_pr}
         options['commit_message'] = f'Add {config["architecture"]}'
         files[zoo.WEIGHTS] = weights
         if not _has_xet(api, repo_id, revision):
             commit = _commit_by_http(api, repo_id, files, options)
         else:
             try:
-                commit = _commit(api, repo_id, files, options)
+                added = [CommitOperationAdd(name, path) for name, path in files.items()]
+                commit = api.create_commit(repo_id, added, **options)
             except _REFUSALS:
                 raise
             except Exception as error:  # of the Xet client, whose errors have no common base
@@ -99,20 +100,16 @@ def push_folder(
     return commit.pr_url or commit.commit_url
 
 
-def _commit(
-    api: HfApi, repo_id: str, files: Mapping[str, Path | BinaryIO], options: dict[str, Any]
-) -> CommitInfo:
-    added = [CommitOperationAdd(name, file) for name, file in files.items()]
-    return api.create_commit(repo_id, added, **options)
-
-
 def _commit_by_http(
     api: HfApi, repo_id: str, files: Mapping[str, Path], options: dict[str, Any]
 ) -> CommitInfo:
     """Open files go by plain HTTP, which every Hub takes."""
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(path.open('rb')) for name, path in files.items()}
-        return _commit(api, repo_id, opened, options)
+        added = [
+            CommitOperationAdd(name, stack.enter_context(path.open('rb')))
+            for name, path in files.items()
+        ]
+        return api.create_commit(repo_id, added, **options)
 
 
 def _has_xet(api: HfApi, repo_id: str, revision: str | None) -> bool:

@@ -52,9 +52,7 @@ _LARGEST = {
 }
 
 
-def default_cfg(
-    first_conv: str, classifier: str, num_classes: int, **kwargs: Any
-) -> dict[str, Any]:
+def default_cfg(first_conv: str, classifier: str, num_classes: int) -> dict[str, Any]:
     """timm's config of an architecture: 224 px RGB, ImageNet mean and std."""
     return {
         'num_classes': num_classes,
@@ -66,7 +64,6 @@ def default_cfg(
         'std': IMAGENET_STD,
         'first_conv': first_conv,
         'classifier': classifier,
-        **kwargs,
     }
 
 
