@@ -32,8 +32,6 @@ class MeanFrames(ZooModel):
         Others: as `BLResNet`.
     """
 
-    input_kind = 'clip'
-    frames_per_step = 1
 
     def __init__(
         self,
