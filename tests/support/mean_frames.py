@@ -32,7 +32,6 @@ class MeanFrames(ZooModel):
         Others: as `BLResNet`.
     """
 
-
     def __init__(
         self,
         num_classes: int = 10,
