@@ -92,7 +92,7 @@ def flops(
     Raises:
         BvtamError, ValueError: an unknown name or option, an odd number of frames.
     """
-    model = create_model(name, num_classes=num_classes, **options)
+    model = create_model(name, pretrained=False, num_classes=num_classes, **options)
     clip = model.clip_config
     frames = (clip.num_frames if num_frames is None else num_frames) if clip else 1
     side = size or (clip.crop_size if clip else model.pretrained_cfg['input_size'][-1])
