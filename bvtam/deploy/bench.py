@@ -13,14 +13,16 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from timeit import timeit
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,27 +40,24 @@ _KINETICS = 'Kinetics-400'
 _PAPER = {'bvtam_r50_8x2': (71.0, 'as in the paper')}  # of which no weights were published
 
 
-class _PerFrame(nn.Module):
+class _Called(nn.Module):
+    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.model, x)
+
+
+def _per_frame(model: nn.Module, x: Tensor) -> Tensor:
     """An image model on every frame, scores averaged: TSN."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        frames = x.transpose(1, 2)
-        return self.model(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
+    frames = x.transpose(1, 2)
+    return model(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
 
 
-class _TwoPaths(nn.Module):
+def _two_paths(model: nn.Module, x: Tensor) -> Tensor:
     """SlowFast takes every fourth frame beside all of them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model([x[:, :, ::4], x])
+    return model([x[:, :, ::4], x])
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,8 @@ class Peer:
     """A model of another library at its published input.
 
     Attributes:
-        package: that has it.
-        module: of the package, and `name` in it.
-        frames, size: of a clip.
         top1: on Kinetics-400 as its library states it, in percent, and `views` behind the figure.
-        wrap: what makes it a function of one clip.
-        options: of its constructor.
+        call: how it takes one clip, where not as it is.
     """
 
     package: str
@@ -81,18 +76,17 @@ class Peer:
     size: int
     top1: float
     views: str
-    wrap: Callable[[nn.Module], nn.Module] | None = None
-    options: tuple[tuple[str, Any], ...] = ()
+    call: Callable[[nn.Module, Tensor], Tensor] | None = None
 
     def build(self) -> nn.Module:
-        model = getattr(import_module(self.module), self.name)(**dict(self.options))
-        return self.wrap(model) if self.wrap else model
+        model = getattr(import_module(self.module), self.name)()
+        return _Called(model, self.call) if self.call else model
 
 
 _VISION, _PTV = 'torchvision.models.video', 'pytorchvideo.models.hub'
 PEERS = {
     'resnet50 per frame': Peer(
-        'timm', 'timm.models', 'resnet50', 8, 224, 68.8, '1 clip, TSN', _PerFrame
+        'timm', 'timm.models', 'resnet50', 8, 224, 68.8, '1 clip, TSN', _per_frame
     ),
     'r2plus1d_18': Peer('torchvision', _VISION, 'r2plus1d_18', 16, 112, 67.46, '5 clips'),
     's3d': Peer('torchvision', _VISION, 's3d', 128, 224, 68.37, '1 clip'),
@@ -100,7 +94,7 @@ PEERS = {
     'swin3d_t': Peer('torchvision', _VISION, 'swin3d_t', 32, 224, 77.72, '12 clips'),
     'slow_r50': Peer('pytorchvideo', _PTV, 'slow_r50', 8, 256, 74.58, '10 clips, 3 crops'),
     'slowfast_r50': Peer(
-        'pytorchvideo', _PTV, 'slowfast_r50', 32, 256, 76.94, '10 clips, 3 crops', _TwoPaths
+        'pytorchvideo', _PTV, 'slowfast_r50', 32, 256, 76.94, '10 clips, 3 crops', _two_paths
     ),
     'x3d_m': Peer('pytorchvideo', _PTV, 'x3d_m', 16, 224, 75.94, '10 clips, 3 crops'),
 }
@@ -142,9 +136,7 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
         function()
     for _ in range(rounds):
         for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timeit(function, number=1))
     return seconds
 
 
@@ -186,9 +178,6 @@ def bench(
         rounds: turns of each.
         progress: called with the numbers of measurements done and of all.
 
-    Returns:
-        `{machine, cores, torch, precision, rows}`; see `BenchRow`.
-
     Raises:
         BvtamError: an unknown name, precision or peer, or a number below 1.
     """
@@ -210,29 +199,31 @@ def bench(
     candidates = [*_own(names, dtype), *_others(wanted, dtype)]
     matrix = torch.randn(_SIDE, _SIDE).to(dtype)
     tell(0, total)
-    for done, batch in enumerate(batch_sizes):
-        runs = {
-            row['model']: _inference(model, torch.randn(batch, *shape).to(dtype))
-            for row, model, shape in candidates
-        }
-        seconds = interleaved(runs | {'': lambda: matrix @ matrix}, rounds)
-        matmul = 2 * _SIDE**3 / statistics.median(seconds[''])
-        for row, _, _ in candidates:
-            low, middle, high = _quartiles([s / batch for s in seconds[row['model']]])
-            peak = peak_bytes(runs[row['model']])
-            rows.append(
-                row
-                | {
-                    'batch': batch,
-                    'ms_per_clip': 1000 * middle,
-                    'ms_low': 1000 * low,
-                    'ms_high': 1000 * high,
-                    'clips_per_second': 1 / middle,
-                    'peak_mib': None if peak is None else peak / 2**20,
-                    'share_of_matmul': 2e9 * row['gmacs'] / middle / matmul,
-                }
-            )
-        tell(done + 1, total)
+    with torch.inference_mode():
+        for done, batch in enumerate(batch_sizes):
+            runs = {
+                row['model']: partial(model, torch.randn(batch, *shape).to(dtype))
+                for row, model, shape in candidates
+            }
+            seconds = interleaved(runs | {'': lambda: matrix @ matrix}, rounds)
+            matmul = 2 * _SIDE**3 / statistics.median(seconds[''])
+            for row, _, _ in candidates:
+                quartiles = np.quantile(seconds[row['model']], (0.25, 0.5, 0.75)) / batch
+                low, middle, high = quartiles.tolist()
+                peak = peak_bytes(runs[row['model']])
+                rows.append(
+                    row
+                    | {
+                        'batch': batch,
+                        'ms_per_clip': 1000 * middle,
+                        'ms_low': 1000 * low,
+                        'ms_high': 1000 * high,
+                        'clips_per_second': 1 / middle,
+                        'peak_mib': None if peak is None else peak / 2**20,
+                        'share_of_matmul': 2e9 * row['gmacs'] / middle / matmul,
+                    }
+                )
+            tell(done + 1, total)
     return {
         'machine': platform.machine(),
         'cores': torch.get_num_threads(),
@@ -261,7 +252,6 @@ def _own(names: Sequence[str], dtype: torch.dtype) -> Iterator[Candidate]:
 
 
 def _published(name: str) -> tuple[float | None, str]:
-    """Top-1 on Kinetics-400, and the views behind it."""
     for entry in entries().values():
         if entry.arch == name and entry.dataset == _KINETICS:
             return entry.metrics[0]['top1'], entry.metrics[0]['views']
@@ -289,21 +279,6 @@ def _row(
         'top1': top1,
         'views': views,
     }
-
-
-def _inference(model: nn.Module, x: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.inference_mode():
-            model(x)
-
-    return run
-
-
-def _quartiles(values: list[float]) -> tuple[float, float, float]:
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, _, high = statistics.quantiles(values, n=4, method='inclusive')
-    return low, statistics.median(values), high
 
 
 def markdown(result: Bench) -> str:

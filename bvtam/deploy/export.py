@@ -32,7 +32,8 @@ from ..data.transforms import normalize, read_crops
 from ..data.video.folders import check_frames, of_folder
 from ..data.video.open import open_video
 from ..errors import BvtamError
-from ..files import atomic_file
+from ..files import atomic_file, write_file
+from ..inference.runner import blank
 from ..optional import library
 from .runtimes import AXES, KEY, SUFFIXES, apart
 
@@ -42,17 +43,13 @@ _EXAMPLE = (2, 20, 96, 128)  # batch, frames, height, width; sizes above 1, or t
 def export(
     model: nn.Module, path: str | os.PathLike[str], calibration: Iterable[Tensor] | None = None
 ) -> Path:
-    """Writes a model to one file, `.onnx`, `.xml` (OpenVINO, with a `.bin` beside it) or `.pt2`.
+    """Writes a model to `path`: `.onnx`, `.xml` (OpenVINO, with a `.bin` beside it) or `.pt2`.
 
     Args:
         model: a model of this package in eval mode, not optimised: the runtimes do that themselves.
-        path: of the file; its suffix is the format.
         calibration: normalised clips (B, C, T, H, W) of real videos: weights and activations become
             8-bit integers with the ranges that these have (NNCF; not for `.pt2`). Normalisation is
             the caller's, as in `forward`.
-
-    Returns:
-        `path`.
 
     Raises:
         BvtamError: another suffix, a model in training mode or optimised, no calibration clips, or a
@@ -71,8 +68,10 @@ def export(
     if calibration is not None and form == 'torch.export':
         raise BvtamError('8-bit integers are for .onnx and .xml; leave out the calibration')
     write = {'onnx': _write_onnx, 'openvino': _write_openvino, 'torch.export': _write_archive}[form]
+    # Exporters fold batch norms in float32, and runtimes lack bfloat16.
+    model = deepcopy(model).float()
     with _quiet():
-        write(_program(_in_float32(model)), path, json.dumps(_config(model)), calibration)
+        write(_program(model), path, json.dumps(_config(model)), calibration)
     return path
 
 
@@ -120,14 +119,6 @@ def _config(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _in_float32(model: nn.Module) -> nn.Module:
-    """The model, or a copy: exporters fold batch norms in float32, and runtimes lack bfloat16."""
-    tensors = (*model.parameters(), *model.buffers())
-    if all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()):
-        return model
-    return deepcopy(model).float()
-
-
 @contextmanager
 def _quiet():
     """Exporters tell what they do, and of their own deprecations, on every channel."""
@@ -146,12 +137,7 @@ def _quiet():
 
 def _program(model: nn.Module) -> torch.export.ExportedProgram:
     """The model with all axes but the channels free."""
-    weight = next(model.parameters())
-    batch, frames, height, width = _EXAMPLE
-    shape = (batch, model.in_chans, frames, height, width)
-    if model.input_kind == 'image':
-        shape = (*shape[:2], *shape[3:])
-    clip = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+    clip = blank(model, *_EXAMPLE)
     dims = {axis: torch.export.Dim.AUTO for axis in range(clip.ndim) if axis != 1}
     # A size of 1 on the way, as of one pair of frames, is no constant (torch before 2.7: it is).
     free = (
@@ -200,9 +186,7 @@ def _name_axes(model: Any, axes: tuple[str, ...]) -> None:
 def _write_onnx(
     program: Any, path: Path, config: str, calibration: Iterable[Tensor] | None
 ) -> None:
-    model = _onnx_model(program, config, calibration)
-    with atomic_file(path) as new:
-        new.write_bytes(model.SerializeToString())
+    write_file(path, _onnx_model(program, config, calibration).SerializeToString())
 
 
 def _write_openvino(

@@ -27,6 +27,7 @@ with warnings.catch_warnings():  # it scripts a function of its own, which torch
 
 from ..factory import create_model
 from ..inference.eval_mode import evaluating
+from ..inference.runner import blank
 from ..layers.pairs import plan
 
 
@@ -47,20 +48,21 @@ def count(model: nn.Module, num_frames: int = 1, size: int = 224) -> dict[str, i
         model: a model of this package; one clip runs through it, traced.
         num_frames: T; ignored by image models.
         size: height and width in pixels.
+
+    Raises:
+        BvtamError: a model that does not say how many channels it takes.
     """
-    weight = next(model.parameters())
-    shape = (1, model.in_chans, num_frames, size, size)
-    if model.input_kind == 'image':
-        shape = (*shape[:2], *shape[3:])
-    x = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+    x = blank(model, 1, num_frames, size, size)
     with evaluating(model) as view:
         with torch.enable_grad():  # else TAM is no operation of its own in the trace
             analysis = FlopCountAnalysis(view, x)
             analysis.set_op_handle('prim::PythonOp.TamFunction', _tam_macs)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             ops = analysis.by_operator()
-        shapes = copy.deepcopy(view).to('meta')
-        positions = 1 if len(shape) == 4 else shapes.forward_features(x.to('meta')).shape[2]
+        positions = 1
+        if x.ndim == 5 and hasattr(model, 'forward_features'):
+            shapes = copy.deepcopy(view).to('meta')
+            positions = shapes.forward_features(x.to('meta')).shape[2]
     return {
         'conv_macs': int(ops['conv'] + ops['tam']),
         'linear_macs': int(ops['linear'] * positions),  # the releases classify every position
@@ -84,10 +86,7 @@ def flops(
     num_classes: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Costs of a named model; its own frames, crop and classes where none are given.
-
-    Returns:
-        `{model, num_frames, size, num_classes, conv_macs, linear_macs, params, executed_macs}`.
+    """Costs of a named model, as of `count`; its own frames, crop and classes where none are given.
 
     Raises:
         BvtamError, ValueError: an unknown name or option, an odd number of frames.

@@ -7,7 +7,6 @@ or gives something else, the folded convolutions run as they are. No other modul
 
 from __future__ import annotations
 
-import copy
 import logging
 from functools import cache
 
@@ -110,12 +109,6 @@ class FusedConv(nn.Module):
         if plain is not None:  # in the order of this machine
             plain = plain.contiguous(memory_format=torch.channels_last)
             self._hold(plain, operators_work(plain.dtype))
-
-    def __deepcopy__(self, memo):
-        memo[id(self.packed)] = self.packed  # nothing in it ever changes, and torch cannot copy it
-        new = memo[id(self)] = self.__new__(type(self))
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return new
 
     def _apply(self, fn, recurse=True):
         if self.packed is not None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import BvtamError, one_line
-from ..inference.runner import is_image, model_name
+from ..inference.runner import blank, model_name
 from ..layers.recompute import FoldedNormRelu
 from .fused_conv import FusedConv, has_bf16, operators_work
 
@@ -145,10 +145,9 @@ def _calls(model: nn.Module) -> list[Call]:
             hooks.append(module.register_forward_pre_hook(before))
             hooks.append(module.register_forward_hook(after))
     frames, size = _PROBE
-    shape = (1, model.in_chans, *(() if is_image(model) else (frames,)), size, size)
     try:
         with _ReluCalls() as relus:
-            model(next(model.parameters()).new_zeros(shape))
+            model(blank(model, 1, frames, size, size))
     finally:
         for hook in hooks:
             hook.remove()

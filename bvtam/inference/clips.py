@@ -58,7 +58,6 @@ def clip_plan(clip: ClipConfig) -> Plan:
 def window_plan(clip: ClipConfig, every: float, length: float) -> Plan:
     """A function from a reader to the frame indices of the test clips of its windows (see `cut`): in
     each of them as in a video of its own."""
-    spans(every, length)
 
     def plan(reader: Any) -> list[list[int]]:
         return [
@@ -170,21 +169,14 @@ def _ahead(
     """`function` of each item, in order, with up to `depth` of them under way, and fewer where the
     results, of `size` bytes, would be too much to hold."""
     waiting: deque = deque()
-    ahead = 0  # bytes
-
-    def first() -> Result:
-        nonlocal ahead
-        future, bytes_of_it = waiting.popleft()
-        ahead -= bytes_of_it
-        return future.result()
-
     for item in items:
         waiting.append((pool.submit(function, item), size(item)))
-        ahead += waiting[-1][1]
-        while len(waiting) > depth or (ahead > _BYTES_AHEAD and len(waiting) > 1):
-            yield first()
+        while len(waiting) > depth or (
+            len(waiting) > 1 and sum(number for _, number in waiting) > _BYTES_AHEAD
+        ):
+            yield waiting.popleft()[0].result()
     while waiting:
-        yield first()
+        yield waiting.popleft()[0].result()
 
 
 def _pass_errors(function: Callable[[Any], Any]) -> Callable[[tuple[int, Any]], tuple[int, Any]]:

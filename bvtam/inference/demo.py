@@ -37,10 +37,7 @@ _LARGEST_REQUEST = 1_000_000  # bytes, but for uploads
 
 
 def build(model: nn.Module) -> Blocks:
-    """The page, for `launch`.
-
-    Args:
-        model: a video model of the zoo with weights.
+    """The page that shows what a video model of the zoo sees, for `launch`.
 
     Raises:
         BvtamError: no gradio, or as from `predict`.
@@ -81,8 +78,6 @@ def launch(
     """Serves the page on 127.0.0.1 by threads, until `page.close()`.
 
     Args:
-        page: from `build`.
-        port: on this machine.
         share: also through Gradio's servers, to whoever has the address and the password.
         auth: user and password to log in with; a shared page without gets a password of its own.
         max_size: of an upload, in MB.
@@ -154,19 +149,12 @@ class _UploadsAlone:
 
 
 def _names_address(body: bytes) -> bool:
+    tables: list[dict] = []
     try:
-        waiting = [json.loads(body)]
+        json.loads(body, object_hook=lambda table: tables.append(table) or table)
     except (ValueError, RecursionError):
         return False  # a form, or nothing that Gradio takes
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if '://' in str(value.get('path')):
-                return True
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return False
+    return any('://' in str(table.get('path')) for table in tables)
 
 
 def look(model: nn.Module, path: str) -> tuple[dict[str, float], Image.Image, Image.Image]:

@@ -25,7 +25,6 @@ def evaluating(model: nn.Module, device: str | torch.device | None = None) -> It
     the next is gone with it. A compiled model that is in training mode runs without its compiled form.
 
     Args:
-        model: any module.
         device: to run on; the model itself stays where it is.
 
     Raises:

@@ -55,11 +55,7 @@ def evidence(model: nn.Module, video: Any, topk: int = 5, *, time_limit: float =
     Args:
         model: a video model of the zoo; it is left as it came.
         video: anything that `open_video` takes; of its clips the first one counts, cropped at the centre.
-        topk: classes to name.
-        time_limit: seconds without progress after which the video is given up.
-
-    Returns:
-        `{'video', 'model', 'frames', 'times', 'top', 'pictures', 'maps', 'motion'}`; see `Evidence`.
+        topk, time_limit: as of `predict`.
 
     Raises:
         BvtamError: as from `predict`; a model whose features are not averaged.

@@ -104,9 +104,6 @@ def extract(
         progress: called with the numbers of videos done and to do in this process, the latter being
             the same every time; the first call tells what was done before.
 
-    Returns:
-        `{'out', 'videos', 'rows', 'failed', 'shards'}`: what the folder holds now.
-
     Raises:
         BvtamError: an image model, an option out of range, a folder of other settings or other things,
             more failed videos than allowed, features that are not finite.
@@ -225,23 +222,17 @@ def local_device() -> torch.device:
 def _share(shard: tuple[int, int] | str | None, num_videos: int) -> tuple[int, int]:
     """The rank whose shards this process extracts, and the world size."""
     match shard:
-        case None:
+        case None | 'env':
             rank, world_size = rank_and_world_size(launched=True)
+            consequence = f': this process takes every shard k with k % {world_size} = {rank}'
+            if shard is None:
+                consequence = (
+                    f' are set, but this process extracts all of its {num_videos} videos: '
+                    "shard='env' would take its share of them"
+                )
             if world_size > 1:
-                log.warning(
-                    'RANK=%d and WORLD_SIZE=%d are set, but this process extracts all of its %d videos: '
-                    "shard='env' would take its share of them",
-                    rank, world_size, num_videos,
-                )  # fmt: skip
-            return 0, 1
-        case 'env':
-            rank, world_size = rank_and_world_size(launched=True)
-            if world_size > 1:
-                log.warning(
-                    'RANK=%d and WORLD_SIZE=%d: this process takes every shard k with k %% %d = %d',
-                    rank, world_size, world_size, rank,
-                )  # fmt: skip
-            return rank, world_size
+                log.warning('RANK=%d and WORLD_SIZE=%d%s', rank, world_size, consequence)
+            return (rank, world_size) if shard else (0, 1)
         case (int(rank), int(world_size)) if 0 <= rank < world_size:
             return rank, world_size
     raise BvtamError(f"shard must be (rank, world_size), 'env' or None, not {shard!r}")

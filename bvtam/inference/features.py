@@ -13,10 +13,9 @@ from .runner import Runner
 
 
 class Embedder(Runner):
-    """Embeddings of clips, at a stage of a model.
+    """Embeddings of clips, at a stage of a video model, on its device.
 
     Args:
-        model: a video model of the zoo, on the device that is to be used.
         stage: 'pooled' for what the classifier takes; else the name or the number of a stage in
             `model.feature_info`, averaged over height and width.
         by_step: one embedding for each step in time at that stage, not one for the clip.
@@ -39,10 +38,8 @@ class Embedder(Runner):
             )
         self.by_step = by_step
         self.index, self.stage = self._find(str(stage))
-        size = self.clip.crop_size
-        blank = torch.zeros(
-            (1, len(self.clip.mean), self.clip.num_frames, size, size), dtype=torch.uint8
-        )
+        clip, side = self.clip, self.clip.crop_size
+        blank = torch.zeros(1, len(clip.mean), clip.num_frames, side, side, dtype=torch.uint8)
         _, self.rows, self.width = self([blank]).shape
 
     def _find(self, stage: str) -> tuple[int | None, str]:

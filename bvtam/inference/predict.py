@@ -64,10 +64,6 @@ def predict(
         batch_size: views that go through the model together.
         time_limit: seconds without progress after which the video is given up.
 
-    Returns:
-        `{'video': path, 'model': name, 'frames': indices, 'top': [{'label', 'index', 'score'},
-        ...]}`; see `Prediction`.
-
     Raises:
         BvtamError: an image model, one without classes, labels of another number than classes,
             an option out of range, a video that cannot be decoded, or scores that are not finite.
@@ -167,16 +163,7 @@ def predict_many(
 
 
 class Classifier(Runner):
-    """A video model as a function from clips to class probabilities.
-
-    Args:
-        model: a video model of the zoo, on the device that is to be used.
-        topk: classes to name.
-        num_clips, num_crops: in place of those of `model.clip_config`.
-
-    Raises:
-        BvtamError: as from `predict`.
-    """
+    """A video model as a function from clips to class probabilities; arguments as of `predict`."""
 
     def __init__(
         self,
@@ -197,24 +184,19 @@ class Classifier(Runner):
     ) -> Iterator[tuple[int, Tensor]]:
         """Mean probabilities, float32 (num_classes,), over the views that have a number in common.
 
-        Args:
-            clips: numbers and uint8 views (crops, C, T, S, S); the same number in a row.
-            batch_size: views that go through the model together, whatever their number.
+        `clips` are numbers, the same ones in a row, and uint8 views (crops, C, T, S, S); `batch_size`
+        views go through the model together, whatever their number.
         """
         views = ((number, view) for number, pixels in clips for view in pixels)
-        scored = (
-            (number, row)
-            for batch in iter(lambda: list(islice(views, batch_size)), [])
-            for (number, _), row in zip(
-                batch, self._scores([view for _, view in batch]), strict=True
-            )
-        )
-        for number, rows in groupby(scored, key=itemgetter(0)):
-            yield number, torch.stack([row for _, row in rows]).mean(dim=0)
 
-    def _scores(self, views: list[Tensor]) -> Tensor:
-        """uint8 (C, T, S, S) each -> float32 (views, num_classes) on the CPU."""
-        return self.logits(torch.stack(views)).softmax(1).cpu()
+        def scored() -> Iterator[tuple[int, Tensor]]:
+            for batch in iter(lambda: list(islice(views, batch_size)), []):
+                numbers, pixels = zip(*batch, strict=True)
+                scores = self.logits(torch.stack(pixels)).softmax(1).cpu()
+                yield from zip(numbers, scores, strict=True)
+
+        for number, rows in groupby(scored(), key=itemgetter(0)):
+            yield number, torch.stack([row for _, row in rows]).mean(dim=0)
 
     def top(self, scores: Tensor) -> list[Score]:
         """The likeliest classes, of equal ones that with the lowest index first."""

@@ -150,13 +150,6 @@ def save_annotated(
     def panel(number: int, width: int, height: int) -> Image.Image:
         return _panel(found[number]['top'][:topk], width, height)
 
-    def draw(index: int, picture: Tensor) -> Image.Image:
-        image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-        number = max(0, bisect_right(changes, times[index] + 1e-6) - 1)
-        drawn = panel(number, *image.size)
-        image.paste(drawn, mask=drawn)
-        return image
-
     gif = path.suffix.lower() == '.gif'
     indices, ticks = _gif_frames(reader) if gif else (list(range(reader.num_frames)), [])
     tags = UNTAGGED if gif else reader.tags
@@ -164,7 +157,11 @@ def save_annotated(
 
     def images() -> Iterator[Image.Image]:
         for i, picture in enumerate(reader.read_in_turn(indices)):
-            yield draw(indices[i], _narrow(picture) if gif else _even(picture))
+            image = F.to_pil_image(_narrow(picture) if gif else _even(picture))
+            number = bisect_right(changes, times[indices[i]] + 1e-6) - 1
+            drawn = panel(number, *image.size)
+            image.paste(drawn, mask=drawn)
+            yield image
             tell(i + 1, len(indices))
 
     tell(0, len(indices))
@@ -190,9 +187,6 @@ def short(text: object) -> str:
     """A label for a picture: one line of at most 40 characters."""
     text = one_line(text)
     return text if len(text) <= _LONGEST else f'{text[: _LONGEST - 1]}…'
-
-
-# ---- drawing on frames ----
 
 
 def _panel(top: list[dict[str, Any]], width: int, height: int) -> Image.Image:
@@ -225,9 +219,6 @@ def _narrow(picture_CHW: Tensor) -> Tensor:
     if width <= _GIF_WIDTH:
         return picture_CHW
     return F.resize(picture_CHW, [max(1, height * _GIF_WIDTH // width), _GIF_WIDTH], antialias=True)
-
-
-# ---- reading and writing ----
 
 
 def _gif_frames(reader: Reader) -> tuple[list[int], list[int]]:

@@ -24,10 +24,6 @@ class Runner:
         task: the word for its use in messages.
         images: whether an image model will do; its clips have one frame.
 
-    Attributes:
-        name: of the model.
-        clip: its `ClipConfig`.
-
     Raises:
         BvtamError: an image model where `images` is False, or one that does not take colours.
     """
@@ -101,6 +97,20 @@ def check_classes(model: nn.Module, task: str) -> list[str] | None:
             'give one for each class, or none'
         )
     return labels
+
+
+def blank(model: nn.Module, batch: int, frames: int, height: int, width: int) -> Tensor:
+    """Zeros that a model takes, clips or images, on its device and in its precision.
+
+    Raises:
+        BvtamError: it does not say how many channels it takes.
+    """
+    if not hasattr(model, 'in_chans'):
+        raise BvtamError(
+            f"{model_name(model)} has no attribute 'in_chans': set it to the channels that it takes"
+        )
+    shape = (batch, model.in_chans, *(() if is_image(model) else (frames,)), height, width)
+    return next(model.parameters(), torch.empty(0)).new_zeros(shape)
 
 
 def check_counts(**counts: int) -> None:

@@ -90,8 +90,7 @@ class ShardFolder:
             raise BvtamError(
                 f'{self.folder} holds other files and no {SETTINGS}: name a new folder'
             )
-        text = json.dumps(self.settings, indent=2) + '\n'
-        _write(path, text.encode())
+        _write(path, (json.dumps(self.settings, indent=2) + '\n').encode())
 
     def _check(self) -> None:
         found = _read_settings(self.folder)
@@ -201,10 +200,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         counts = [settings[key] for key in ('num_videos', 'shard_size')]
         if not all(type(n) is int and 0 <= n <= _LARGEST for n in counts) or not counts[1]:
             raise ValueError
-        if settings['format'] not in FORMATS or type(settings.get('prefix', '')) not in (
-            str,
-            type(None),
-        ):
+        if settings['format'] not in FORMATS or not isinstance(settings.get('prefix'), str | None):
             raise ValueError
     except (ValueError, LookupError, TypeError, RecursionError):
         raise BvtamError(f'{path} is damaged: remove the folder and extract again') from None
@@ -255,12 +251,11 @@ def _head(path: Path) -> dict[str, Any]:
     try:
         open_regular(path).close()
         if path.suffix == '.parquet':
-            head = json.loads(
-                library('pyarrow.parquet', *_PARQUET).read_metadata(path).metadata[b'shard']
-            )
+            text = library('pyarrow.parquet', *_PARQUET).read_metadata(path).metadata[b'shard']
         else:
             with safe_open(path, 'pt') as file:
-                head = json.loads(file.metadata()['shard'])
+                text = file.metadata()['shard']
+        head = json.loads(text)
         videos, rows, failed = (head[key] for key in ('videos', 'rows', 'failed'))
         fits = isinstance(videos, list) and isinstance(rows, list) and isinstance(failed, dict)
         if not fits or len(videos) != len(rows):
@@ -292,8 +287,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, error) from None
 
 
-_DAMAGE = (BvtamError, SafetensorError, ValueError, LookupError, TypeError, OSError)
-_DAMAGE += (RuntimeError,)  # of which RecursionError is one
+# RecursionError is a RuntimeError.
+_DAMAGE = BvtamError, SafetensorError, ValueError, LookupError, TypeError, OSError, RuntimeError
 
 
 def _damaged(path: Path, error: Exception) -> BvtamError:

@@ -177,14 +177,12 @@ def predict_stream(
         model: a video model in eval mode, as of `predict`; the first crop of its `clip_config`.
         video: anything that `open_video` takes; a pipe is read as it comes, and a camera
             (/dev/video0) as one.
-        topk: classes of each answer.
+        topk, time_limit: as of `predict`.
         fps: frames a second that the model sees; all by default, and never more than there are.
         last: steps that an answer is of; all so far by default.
-        time_limit: seconds without progress after which the video is given up.
 
     Yields:
-        for each step `{'time', 'frame', 'top': [{'label', 'index', 'score'}, ...]}`; see
-        `StreamAnswer`. A lone last frame of a pair counts twice.
+        a `StreamAnswer` for each step; a lone last frame of a pair counts twice.
 
     Raises:
         BvtamError: as from `predict` and `stream`, or `fps` that is not positive.

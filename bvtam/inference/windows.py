@@ -59,16 +59,8 @@ def windows(
         video: anything that `open_video` takes.
         every: seconds from the start of a window to that of the next.
         length: seconds of a window, at least `every`, which it is by default.
-        topk: classes of a window to return; all of them where the model has fewer.
-        num_clips, num_crops: views of a window; by default those of `model.clip_config`.
-        batch_size: views that go through the model together, of one window or several.
-        workers: threads that decode.
-        time_limit: seconds without progress after which the video is given up.
+        topk, num_clips, num_crops, batch_size, workers, time_limit: as of `predict_many`.
         progress: called with the numbers of windows done and of all.
-
-    Returns:
-        `{'video', 'model', 'every', 'length', 'windows': [{'start', 'end', 'frames', 'top'}, ...]}`;
-        see `WindowScores`.
 
     Raises:
         BvtamError: as from `predict`; `every` or `length` out of range.
@@ -133,7 +125,6 @@ def windows_many(
 
     Args:
         model, every, length, topk, options: of `windows`.
-        videos: whatever `windows` takes, any number of them.
         on_error, failures: as of `predict_many`.
         progress: called with the numbers of windows done and of all, of the video at hand.
 

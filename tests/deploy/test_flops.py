@@ -66,3 +66,11 @@ def test_bad_calls():
         flops('bvtam_tiny_8x2', 5)
     with pytest.raises(bvtam.BvtamError, match='unknown model'):
         flops('bvtam_huge')
+
+
+def test_a_family_that_nobody_knows():
+    net = torch.nn.Conv3d(3, 4, 1)
+    with pytest.raises(bvtam.BvtamError, match="Conv3d has no attribute 'in_chans'"):
+        count(net)
+    net.in_chans = 3
+    assert count(net, 2, 8)['executed_macs'] == 3 * 4 * 2 * 8 * 8
