@@ -47,6 +47,10 @@ __all__ = ['BvtamError', 'ClipConfig', *_MODULES]
 
 def __getattr__(name: str):
     if name in _MODULES:
+        if not _MODULES[name].startswith('data.'):
+            import_module(
+                'timm'
+            )  # first in every thread, since its import is what imports the factory
         return getattr(import_module(f'.{_MODULES[name]}', __name__), name)
     if name in ('factory', 'hub', 'layers', 'models', 'weights'):
         return import_module(f'.{name}', __name__)

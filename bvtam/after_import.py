@@ -13,7 +13,7 @@ def after_import(package: str, action: Callable[[], object]) -> None:
     """Calls `action` now if `package` is imported already, or else when its first import has ended."""
     if package in sys.modules:
         action()
-    else:
+    elif not any(isinstance(f, _Finder) and f.package == package for f in sys.meta_path):
         sys.meta_path.insert(0, _Finder(package, action))
 
 

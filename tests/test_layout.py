@@ -20,6 +20,11 @@ MODULES = {
 def imports(module):
     """(module, line) of each import from the package, also of those inside functions."""
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        named += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert 'bvtam' not in {name.partition('.')[0] for name in named}, (
+            f'{MODULES[module]}:{node.lineno}: imports within the package are relative'
+        )
         if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
         base = module[: len(module) - node.level] + tuple((node.module or '').split('.'))

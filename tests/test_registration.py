@@ -131,3 +131,34 @@ for name in {first}:
     )
     done = run(script)
     assert done.returncode == 0, done.stderr
+
+
+def test_threads_that_import_first_all_know_the_models():
+    done = run('-c', THREADS)
+    assert len(done.stdout.split()) == 8 and len({*done.stdout.split()}) == 1, done.stderr
+
+
+THREADS = """
+import importlib, threading
+import bvtam
+
+importlib.reload(bvtam)  # as notebooks do
+
+
+def by_timm():
+    import timm
+    counts.append(len([name for name in timm.list_models() if name in bvtam.list_models()]))
+
+
+def by_bvtam():
+    counts.append(len(bvtam.list_models()))
+
+
+counts = []
+threads = [threading.Thread(target=ask) for ask in (by_timm, by_bvtam) * 4]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(*counts)
+"""

@@ -61,12 +61,20 @@ def optimize(
         warn_slow_bf16(weight.device)
     with torch.inference_mode(False), torch.no_grad():
         _fuse(fast, dtype, pack=not compile and operators_work(dtype))
-        fast.to(dtype=dtype, memory_format=torch.channels_last)
+        to_channels_last(fast.to(dtype))
     fast.eval()  # the fused modules too
     fast.optimized = True
     if compile:
         fast.compile()
     return fast
+
+
+def to_channels_last(model: nn.Module) -> nn.Module:
+    """The model with its two-dimensional weights in channels-last order; those of 3-D convolutions stay."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def warn_slow_bf16(device: torch.device) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..clip import ClipConfig
+from ..deploy.optimize import to_channels_last
 from ..errors import BvtamError
 from ..factory import create_model, list_models, model_source, names_weights
 from ..weights import resolve
@@ -44,7 +45,7 @@ def build_model(recipe: Recipe, label_names: list[str] | None, num_classes: int)
         clip = replace(clip, colors=first.colors)
     model.clip_config = replace(clip, **recipe.clip)
     if recipe.run.channels_last:
-        model.to(memory_format=torch.channels_last)
+        to_channels_last(model)
     model.set_grad_checkpointing(recipe.run.checkpointing)
     if recipe.run.cheap_recompute:
         if not hasattr(model, 'set_cheap_recompute'):

@@ -79,6 +79,7 @@ def build(
     filter_fn: Filter,
     clip: ClipConfig | None = None,
     defaults: Mapping[str, Any] | None = None,
+    stages: int = 5,
     **kwargs: Any,
 ) -> Model:
     """Builds `variant`, an instance of `cls`, with timm's builder.
@@ -87,6 +88,7 @@ def build(
         filter_fn: authors' names to ours; a state dict that has ours already passes through.
         clip: the variant's ClipConfig, replaced by that of the weights; None for an image model.
         defaults: the variant's options, replaced by those saved with weights and by the caller's.
+        stages: entries of the model's `feature_info`; `features_only=True` gives all of them.
         kwargs: the caller's options, and what timm's factory passes.
 
     Raises:
@@ -124,7 +126,7 @@ def build(
             variant,
             pretrained,
             pretrained_filter_fn=lambda state, model: strict_filter(filter_fn(state), model),
-            feature_cfg={'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3, 4)},
+            feature_cfg={'feature_cls': 'getter', 'out_indices': tuple(range(stages))},
             **options,
         )
     except (SafetensorError, AssertionError, AttributeError, RuntimeError, TypeError) as error:

@@ -120,7 +120,7 @@ def find(arch: str, tag: str = '') -> Path:
         raise BvtamError(
             f'no weights named {f"{arch}.{tag}" if tag else arch} on this machine{others}: convert the '
             f"authors' checkpoint with `bvtam convert CHECKPOINT --name {arch}.{tag or 'TAG'}`, or "
-            f'pass pretrained=False{" without the tag" if tag else ""}'
+            f'ask for a model without them: pretrained=False{" without the tag" if tag else ""}'
         )
     entry = wanted[0]
     if entry.ships:

@@ -84,6 +84,12 @@ def test_a_family_that_nobody_knows(caplog):
             torch.testing.assert_close(other(x), net(x), rtol=1e-4, atol=1e-5)
 
 
+def test_weights_of_three_dimensions_stay_in_their_order():
+    model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4), nn.Flatten()).eval()
+    x = torch.randn(1, 3, 4, 8, 8)
+    assert torch.allclose(bvtam.optimize(model)(x), model(x), atol=1e-5)
+
+
 def test_image_models():
     net = bvtam.create_model('blresnet50', num_classes=3).eval()
     nn.init.normal_(net.fc.weight)

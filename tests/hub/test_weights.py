@@ -118,7 +118,7 @@ def test_a_name_without_its_weights_downloads_nothing(monkeypatch):
         assert model.clip_config == cards.published_model(entry).clip_config
         assert flops(name, 2, 32)['params'] == entry.costs['params']
     assert bvtam.create_model(NAME, num_classes=5).num_classes == 5
-    with pytest.raises(BvtamError, match='pass pretrained=False without the tag'):
+    with pytest.raises(BvtamError, match='pretrained=False without the tag'):
         bvtam.create_model('bvtam_r50_8x2.nothing')
     chosen = Recipe.load('', [f'model={NAME}', 'init=auto'])
     assert build_model(chosen, None, 3).num_classes == 3

@@ -77,3 +77,28 @@ def test_a_new_file_is_tested(checkout):
     tests = 'tests/models/test_models.py'
     said = run(checkout, '-m', 'pytest', '-n', '0', tests, '-k', NAME)
     assert re.search(r'\b1[1-9] passed, \d+ deselected in', said), said  # none is skipped
+
+
+@pytest.mark.parametrize(
+    ('code', 'told'),
+    [
+        ('import nothere', "spoilt.py: ModuleNotFoundError: No module named 'nothere'"),
+        (
+            'from timm.models import register_model\n\n'
+            '@register_model\ndef resnet50(pretrained=False): ...\n',
+            "spoilt.py: timm has a model 'resnet50' already",
+        ),
+    ],
+    ids=['import', 'name'],
+)
+@pytest.mark.filterwarnings('ignore:Overwriting resnet50')
+def test_a_file_that_cannot_be_a_family_is_named(checkout, code, told):
+    (checkout / 'bvtam' / 'models' / 'spoilt.py').write_text(code)
+    done = subprocess.run(
+        [sys.executable, '-m', 'bvtam', 'list'],
+        cwd=checkout,
+        env=os.environ | {'PYTHONPATH': str(checkout)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith(told), done.stderr
