@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from bvtam import BvtamError
 from bvtam.clip import ClipConfig
+from bvtam.data import hub_datasets
 from bvtam.data.datasets import SampleError, collate
 from bvtam.data.hub_datasets import from_hub_dataset, webdataset_clips
 from bvtam.data.records import Record
@@ -260,3 +261,12 @@ def test_a_missing_library_is_named(monkeypatch, name, call):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BvtamError, match=rf"needs {name}: pip install 'bvtam\[data\]'"):
         call()
+
+
+def test_the_old_name_of_the_module_warns_and_works():
+    with pytest.warns(
+        DeprecationWarning, match=r'bvtam\.data\.external is bvtam\.data\.hub_datasets'
+    ):
+        from bvtam.data import external
+    assert external.from_hub_dataset is hub_datasets.from_hub_dataset
+    assert external.webdataset_clips is hub_datasets.webdataset_clips
