@@ -134,7 +134,9 @@ def build(
             raise
         raise BvtamError(f'{folder} is damaged: {error}') from None
     for name, usual in (('input_kind', 'clip' if clip else 'image'), ('frames_per_step', 1)):
-        if not hasattr(model, name):  # a class that is no ZooModel need not say what is usual
+        if isinstance(model, cls) and not hasattr(
+            model, name
+        ):  # a class need not say what is usual
             setattr(model, name, usual)
     model.model_name = variant
     model.model_options = {name: options.get(name, own[name]) for name in own}
