@@ -133,11 +133,10 @@ def build(
         if not folder:
             raise
         raise BvtamError(f'{folder} is damaged: {error}') from None
-    for name, usual in (('input_kind', 'clip' if clip else 'image'), ('frames_per_step', 1)):
-        if isinstance(model, cls) and not hasattr(
-            model, name
-        ):  # a class need not say what is usual
-            setattr(model, name, usual)
+    if isinstance(model, cls):  # and not a wrapper around its features
+        for name, usual in (('input_kind', 'clip' if clip else 'image'), ('frames_per_step', 1)):
+            if not hasattr(model, name):
+                setattr(model, name, usual)
     model.model_name = variant
     model.model_options = {name: options.get(name, own[name]) for name in own}
     kept = own.keys() - {'backbone_pretrained'}
