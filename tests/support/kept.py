@@ -9,7 +9,9 @@ from torch.autograd import graph
 def _alive():
     """{address: bytes} of the storages that Python objects hold."""
     tensors = (o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not o.is_meta)
-    return {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
+    return {
+        s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors if not t.is_mkldnn)
+    }
 
 
 def kept_bytes(model, x):
