@@ -144,9 +144,19 @@ def test_a_module_reached_where_no_copy_follows_is_told(leads):
         pass
 
 
+class Watch:
+    """A hook with a state of its own, which a copy of the hook would not share."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def __call__(self, module, args, out):
+        self.seen.append(module.training)
+
+
 def test_a_view_shares_weights_and_hooks_and_keeps_nothing():
     net, seen = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)), []
-    hook = net[0].register_forward_hook(lambda module, args, out: seen.append(module.training))
+    hook = net[0].register_forward_hook(Watch(seen))
     net.forward = partial(doubled, net, net.forward)  # as accelerate does
     optimizer, x = torch.optim.SGD(net.parameters(), 0.1), torch.randn(4, 3)
     for _ in range(2):
