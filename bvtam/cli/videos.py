@@ -137,7 +137,8 @@ def prepare(
         int, Option(help='Of motion: videos to train on; a fifth more each for val and test.')
     ] = 1400,
     family: Annotated[
-        Literal['direction', 'order', 'all'], Option(help='Of motion: which classes.')
+        Literal['direction', 'order', 'stroke', 'shapes', 'all'],
+        Option(help='Of motion: which classes.'),
     ] = 'all',
     as_json: options.Json = False,
 ) -> None:

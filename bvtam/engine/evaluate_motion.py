@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ..clip import ClipConfig
 from ..data.datasets import VideoDataset
-from ..data.motion.clips import MotionClips
+from ..data.motion.clips import FAMILIES, MotionClips
 from ..data.motion.h264 import write_clip
 from ..data.records import Record
 from ..data.transforms import check_channels
@@ -36,7 +36,7 @@ class FamilyAccuracy(TypedDict):
 
 
 class MotionEvaluation(Evaluation):
-    """`Evaluation`, and the accuracy of each family: 'direction' and 'order'."""
+    """`Evaluation`, and the accuracy of each family: 'direction', 'order' and 'stroke'."""
 
     families: dict[str, FamilyAccuracy]
 
@@ -53,10 +53,10 @@ def evaluate_motion(
     out: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> MotionEvaluation:
-    """`evaluate` on fresh clips of both families, equally many of each class.
+    """`evaluate` on fresh clips of the families that the model was trained on, equally many of each class.
 
     Args:
-        model: of the zoo, trained on these classes.
+        model: of the zoo, trained on one of `FAMILIES`: its label names tell on which.
         count: clips.
         seed: of the scenes; they are of the split 'test', which shares none with training.
         held_out: clips of the motions and textures that are kept out of training.
@@ -70,7 +70,10 @@ def evaluate_motion(
     name, _ = check_model(model)
     clip = model.clip_config
     check_channels(name, clip, model)
-    common = {'family': 'all', 'seed': seed, 'split': 'test', 'held_out': held_out}
+    names = getattr(model, 'label_names', None)
+    own = [f for f in FAMILIES if MotionClips(family=f, held_out=held_out).label_names == names]
+    family = own[0] if own else 'all'
+    common = {'family': family, 'seed': seed, 'split': 'test', 'held_out': held_out}
     with TemporaryDirectory() as scratch:
         if videos:
             clips = MotionClips(_FRAMES, _SIZE, **common, length=count, cut_unit=_CUT_UNIT)
@@ -110,7 +113,7 @@ class _Encoded(Dataset):
 def families(per_class: list[ClassAccuracy], held_out: bool = False) -> dict[str, FamilyAccuracy]:
     """Of the table per class: accuracy of each family, beside the bounds of its classes."""
     found = {}
-    for family in ('direction', 'order'):
+    for family in ('direction', 'order', 'stroke'):
         clips = MotionClips(family=family, held_out=held_out)
         rows = [row for row in per_class if row['label'] in clips.label_names]
         count = sum(row['num_videos'] for row in rows)

@@ -1,13 +1,14 @@
 """Procedural clips in which the order of the frames is everything.
 
 Each clip shows textured objects on a textured background, with swinging distractors, a shaking camera,
-changing light and sensor noise. Its class is a motion (family 'direction'), or two motions, one after the
-other in two shots of independent scenes (family 'order').
+changing light and sensor noise (`scene.py`), or a hand in front of something like a photograph
+(`stroke.py`). Its class is a motion (family 'direction'), two motions, one after the other in two shots of
+independent scenes (family 'order'), or a path that the hand draws (family 'stroke').
 
 **What the classes are bounded by.** A frame is a pure function of its scene and of its number within
 the shot, and a class only decides in which order frames are played:
 
-- The reverse of a motion plays the frames of a shot from the last to the first. A model that classifies
+- The reverse of a motion, or of a path, plays the frames of a shot from the last to the first. A model that classifies
   frames one by one and averages, as TSN does, sees the same set in both cases: it gives both clips
   the same scores, and is right for one of the two at most.
 - The classes 'a_then_b' and 'b_then_a' play the same two shots, and swap them. The cut lies between
@@ -37,12 +38,14 @@ from torch.utils.data import Dataset
 from ...errors import BvtamError, nearest
 from ..list_formats import SPLITS
 from ..video.memory import shared_number
-from .h264 import check_even, recode
+from .h264 import CODECS, check_even, recode
 from .paint import SHAPES, TEXTURES, child, mix, uniform
 from .scene import PAIRS, Frames, Renderer, Shots
+from .stroke import STROKES, StrokeRenderer
 
-FAMILIES = ('direction', 'order', 'all')
+FAMILIES = ('direction', 'order', 'stroke', 'shapes', 'all')
 MOTIONS = tuple(name for pair in PAIRS for name in pair)
+_NAMES = MOTIONS + tuple(name for pair in STROKES for name in pair)
 HELD_OUT_MOTIONS = MOTIONS[16:]
 HELD_OUT_TEXTURES = TEXTURES[4:]
 _INDICES, _SEEDS = 1 << 32, 1 << 29
@@ -58,7 +61,8 @@ class MotionClips(Dataset):
     Args:
         num_frames: frames T of a clip, even.
         size: side of the frames, or (height, width), in pixels; 16 or more.
-        family: 'direction', 'order', or 'all' for the classes of both.
+        family: 'direction', 'order' or 'stroke'; 'shapes' for the classes of the first two, 'all' for
+            those of all three.
         seed: from 0 to 2**29 - 1.
         split: 'train', 'val' or 'test': three streams of clips without a common scene.
         length: clips in one epoch of the dataset; `set_epoch` moves on to the next ones.
@@ -67,7 +71,8 @@ class MotionClips(Dataset):
         textures, shapes: names out of `TEXTURES` and `SHAPES` that scenes may use.
         held_out: by default, `HELD_OUT_MOTIONS` and `HELD_OUT_TEXTURES` are left out; with
             `held_out=True` these are the ones used, to study transfer to what was never seen.
-        encode: share of clips that go through H.264, each frame by itself (see `recode`).
+        encode: share of clips that go through a codec, each frame by itself (see `recode`): H.264, and
+            MPEG-4 or Motion JPEG for some of the family 'stroke'.
         cut_unit: both shots of the order family are a multiple of this many frames long, even.
 
     Attributes:
@@ -135,14 +140,15 @@ class MotionClips(Dataset):
         self.seed, self.split, self.length = seed, split, length
         self.encode, self.cut_unit = encode, cut_unit
 
-        played = _positions('motions', motions, MOTIONS) if family != 'order' else []
+        played, ordered, drawn = [], [], []
+        if family in ('direction', 'shapes', 'all'):
+            played = _positions('motions', motions, MOTIONS)
         for motion in played:
             if motion ^ 1 not in played:
                 raise BvtamError(
                     f'motions has {MOTIONS[motion]!r} but not its reverse {MOTIONS[motion ^ 1]!r}'
                 )
-        ordered = []
-        if family != 'direction':
+        if family in ('order', 'shapes', 'all'):
             parts = _positions('order_motions', order_motions, MOTIONS)
             ordered = [(a, b) for a in parts for b in parts if a != b]
             if not ordered:
@@ -152,9 +158,11 @@ class MotionClips(Dataset):
                     f'num_frames {num_frames} must be a multiple of cut_unit {cut_unit}, '
                     'twice of it or more'
                 )
+        if family in ('stroke', 'all'):
+            drawn = list(range(len(MOTIONS), len(_NAMES)))
         named = {
-            '_then_'.join(MOTIONS[motion] for motion in shots if motion >= 0): shots
-            for shots in [(motion, -1) for motion in played] + ordered
+            '_then_'.join(_NAMES[motion] for motion in shots if motion >= 0): shots
+            for shots in [(motion, -1) for motion in played + drawn] + ordered
         }
         self.label_names = sorted(named)  # as class folders are
         classes = [named[name] for name in self.label_names]
@@ -165,6 +173,7 @@ class MotionClips(Dataset):
         _positions('shapes', shapes, SHAPES)
         self.textures, self.shapes = list(textures), list(shapes)
         self._renderer = Renderer(height, width, self.textures, self.shapes)
+        self._strokes = StrokeRenderer(height, width) if drawn else None
         self._epoch = shared_number()  # workers see it change
 
     def of_length(self, num_frames: int) -> MotionClips:
@@ -214,13 +223,32 @@ class MotionClips(Dataset):
                 raise BvtamError(f'every {name} must be from 0 to {end - 1}')
         keys = mix((self.seed << 34 | SPLITS.index(self.split) << 32) + indices)
         shots, frames = self._play(keys, labels)
-        clips = self._renderer.render(shots, frames)
+        clips = self._draw(shots, frames)
         clips = clips.unflatten(0, (len(indices), self.num_frames)).transpose(1, 2).contiguous()
         if self.encode:
-            chance, quality = uniform(child(keys, 2), 2).unbind(1)
+            chance, quality, other = uniform(child(keys, 2), 3).unbind(1)
+            codec = torch.where(self._classes[labels, 0] < len(MOTIONS), 0, (other * 4).long() - 1)
             for i in (chance < self.encode).nonzero()[:, 0].tolist():
-                clips[i] = recode(clips[i], quantiser=20 + int(16 * quality[i]))
+                clips[i] = recode(clips[i], 20 + int(16 * quality[i]), CODECS[codec[i].clamp(0)])
         return clips, labels
+
+    def _draw(self, shots: Shots, frames: Frames) -> Tensor:
+        """uint8 (F, 3, H, W): each shot by the renderer that knows its motion."""
+        if self._strokes is None:
+            return self._renderer.render(shots, frames)
+        by_hand = shots.pairs >= len(PAIRS)
+        out = torch.empty(len(frames.shot), 3, *self.size, dtype=torch.uint8)
+        for renderer, own, first in (
+            (self._renderer, ~by_hand, 0),
+            (self._strokes, by_hand, len(PAIRS)),
+        ):
+            if own.any():
+                shown = own[frames.shot]
+                shot, number, phase = (column[shown] for column in frames)
+                part = Frames((own.cumsum(0) - 1)[shot], number, phase)
+                chosen = Shots(shots.keys[own], shots.pairs[own] - first)
+                out[shown] = renderer.render(chosen, part)
+        return out
 
     def _play(self, keys: Tensor, labels: Tensor) -> tuple[Shots, Frames]:
         """The shots of all clips, and their frames in the order in which they are shown."""

@@ -1,4 +1,4 @@
-"""H.264 that leaves no trace of the direction of time, in memory and in files."""
+"""Codecs that leave no trace of the direction of time, in memory and in files."""
 
 from __future__ import annotations
 
@@ -16,27 +16,36 @@ from ...errors import BvtamError
 from ...files import atomic_file
 from ..video.write import Coding, write_video
 
+CODECS = ('h264', 'mpeg4', 'mjpeg')
 
-def recode(clip_CTHW: Tensor, quantiser: int) -> Tensor:
-    """The clip after H.264: each frame coded by itself, at a constant quantiser.
+
+def recode(clip_CTHW: Tensor, quantiser: int, codec: str = 'h264') -> Tensor:
+    """The clip after a lossy codec: each frame coded by itself, at a constant quantiser.
 
     Codecs otherwise predict frames from earlier ones, and so leave a trace of the direction in which
     time ran. This way, coding the reversed clip gives the reversed coded clip, to the last bit.
 
     Args:
         clip_CTHW: uint8 RGB (3, T, H, W), H and W even.
-        quantiser: H.264's QP, from 0 (lossless) to 51.
+        quantiser: H.264's QP, from 0 (lossless) to 51; the other codecs take the same step.
+        codec: one of `CODECS`.
 
     Returns:
         uint8 RGB of the same shape.
     """
     _, _, height, width = clip_CTHW.shape
-    encoder = av.CodecContext.create('libx264', 'w')
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, 'yuv420p'
+    if codec == 'h264':
+        name, options = 'libx264', {'qp': str(quantiser), 'preset': 'veryfast'}
+    else:  # their step grows linearly, where that of H.264 doubles with every six: x264's own table
+        scale = str(max(2, min(31, round(0.85 * 2 ** ((quantiser - 12) / 6)))))
+        name, options = codec, {'qmin': scale, 'qmax': scale}
+    encoder = av.CodecContext.create(name, 'w')
+    encoder.width, encoder.height = width, height
+    encoder.pix_fmt = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p'
     encoder.time_base = Fraction(1, 25)
     encoder.thread_count = 1
-    encoder.options = {'qp': str(quantiser), 'g': '1', 'preset': 'veryfast'}
-    decoder = av.CodecContext.create('h264', 'r')
+    encoder.options = options | {'g': '1'}
+    decoder = av.CodecContext.create(codec, 'r')
     decoder.thread_count = 1
     pictures = [
         av.VideoFrame.from_ndarray(picture, format='rgb24')

@@ -85,11 +85,11 @@ def texture(keys: Tensor, kinds: Tensor, base: Tensor, size: int) -> Tensor:
     colour = base.float()[..., None, None] + value[:, None] * tint[..., None, None]
     mottle = torch.where(clouds, 0.45, 0.15)[:, None]
     for cells in (5, 11):
-        colour += mottle * _lattice(child(keys, cells), cells, size)
+        colour += mottle * lattice(child(keys, cells), cells, size)
     return colour.mul_(255)
 
 
-def _lattice(keys: Tensor, cells: int, size: int) -> Tensor:
+def lattice(keys: Tensor, cells: int, size: int) -> Tensor:
     """Smooth noise on [-1, 1], float32 (N, 3, size, size), from cells x cells random values."""
     values = (uniform(keys, 3 * cells * cells) * 2 - 1).float().unflatten(1, (3, cells, cells))
     line = (torch.arange(size) + 0.5) * 2 / size - 1

@@ -140,7 +140,7 @@ class Renderer:
         )
 
     def _draw(self, out: Tensor, plan: _Plan, backgrounds: Tensor, sprites: Tensor) -> None:
-        grid = _grid(plan.turn, plan.shift, self.x, self.y[None])
+        grid = look_up(plan.turn, plan.shift, self.x, self.y[None])
         # Both frames of a pair look into the same texture.
         canvas = F.grid_sample(
             backgrounds[plan.shot[::2]],
@@ -177,7 +177,7 @@ class Renderer:
         middle = (-shift / turn).imag * self.short / 2 + self.height / 2
         top = (middle - band / 2).round().clamp(0, self.height - band).long()
         lines = top[:, None] + torch.arange(band)
-        grid = _grid(turn, shift, self.x, self.y[lines])
+        grid = look_up(turn, shift, self.x, self.y[lines])
         rgba = F.grid_sample(sprites[plan.shot[frame], slot], grid, align_corners=False)
         cut = plan.masked[frame, slot].nonzero()[:, 0]
         level, x, y = plan.masks[frame[cut], slot[cut]].float()[..., None, None].unbind(1)
@@ -188,7 +188,7 @@ class Renderer:
         return zip(*(column.split(counts) for column in columns), strict=True)
 
 
-def _grid(turn: Tensor, shift: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def look_up(turn: Tensor, shift: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """float32 (N, H, W, 2): point * turn + shift for pixels at x (W,) and y (N or 1, H)."""
     turn, shift = torch.view_as_real(turn)[:, None], torch.view_as_real(shift)[:, None]
     (re, im), (right, down) = turn.unbind(-1), shift.unbind(-1)
