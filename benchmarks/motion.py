@@ -1,8 +1,8 @@
 """Time to render a procedural clip, against a training step of `bvtam_tiny_8x2` on it.
 
-    python benchmarks/motion.py [--batch 16] [--rounds 7] [--threads 1]
+    python benchmarks/motion.py [--batch 16] [--size 64] [--rounds 7] [--threads 1]
 
-Both take turns in one process, on the same cores: fp32, channels_last, 16 frames of 64 x 64, AdamW.
+Both take turns in one process, on the same cores: fp32, channels_last, 16 frames, AdamW.
 """
 
 import argparse
@@ -19,13 +19,14 @@ from bvtam.data.motion.clips import MotionClips
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--size', type=int, default=64, help='side of a frame, in pixels')
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    for family in ('direction', 'order'):
-        data = MotionClips(num_frames=16, size=64, family=family)
+    for family in ('direction', 'order', 'stroke'):
+        data = MotionClips(num_frames=16, size=args.size, family=family)
         model = bvtam.create_model('bvtam_tiny_8x2', num_classes=data.num_classes).train()
         model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

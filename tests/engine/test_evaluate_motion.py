@@ -90,7 +90,10 @@ def test_batches_of_two_lengths_are_the_same_clips(tmp_path):
     [
         ('data.path=videos', 'give data.path .or train., or data.motion.family, not both'),
         ('augment.crop=center', 'augment.crop is not for data.motion'),
-        ('data.motion.family=up', 'data.motion.family must be one of , direction, order, all'),
+        (
+            'data.motion.family=up',
+            'data.motion.family must be one of , direction, order, stroke, shapes, all',
+        ),
         ('data.motion.encode=2', 'data.motion.encode must be from 0 to 1'),
         ('num_classes=3', 'num_classes is 3, but these motion clips have 16'),
     ],
@@ -105,7 +108,7 @@ def test_what_does_not_go_with_motion_is_refused(tmp_path, setting, message):
 def folder(tmp_path_factory):
     """A model that takes everything for 'left'."""
     model = bvtam.create_model('bvtam_tiny_8x2', num_classes=28, width=8)
-    model.label_names = MotionClips(family='all').label_names
+    model.label_names = MotionClips(family='shapes').label_names
     model.clip_config = replace(model.clip_config, resize=32, crop_size=32)
     with torch.no_grad():
         model.fc.weight.zero_()
@@ -135,7 +138,7 @@ def test_accuracy_on_motion_family_by_family(folder, capfd):
 
 def test_by_way_of_video_files_the_clips_are_the_same(folder, tmp_path):
     model = bvtam.create_model(f'local-dir:{folder}', pretrained=True)
-    plain = MotionClips(48, (240, 320), 'all', 1, split='test', length=2, cut_unit=12)
+    plain = MotionClips(48, (240, 320), 'shapes', 1, split='test', length=2, cut_unit=12)
     filmed = _Encoded(plain, model.clip_config, tmp_path)
     for i in range(2):
         sample = filmed[i]

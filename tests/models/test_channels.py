@@ -131,7 +131,7 @@ def test_a_grey_model_starts_from_weights_of_colour(tmp_path, caplog):
 
 
 def test_motion_clips_are_made_grey(grey):
-    labels = MotionClips(family='all').label_names
+    labels = MotionClips(family='shapes').label_names
     model = model_of(1, len(labels))
     model.label_names = labels
     assert evaluate_motion(model, 4, workers=0)['num_videos'] == 4

@@ -188,9 +188,10 @@ def _side(key: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def fingertips(shots: Shots) -> Tensor:
-    """Where the fingertip is at evenly spread times of each shot, complex128 (S, 2 * steps)."""
-    draw = Draws(child(shots.keys[:, None], 6), 64)
+def draw_paths(shots: Shots) -> tuple[Tensor, Tensor]:
+    """What the finger draws in each shot, complex128 (S, steps), at places evenly spread over the path's
+    length; and when it is there, as a share of the time of the stroke, float64 (S, steps)."""
+    draw = Draws(child(shots.keys[:, None], 6), 40)
     place = torch.linspace(0, 1, _STEPS, dtype=torch.float64)[None]
     path, corner = _TEMPLATES[shots.pairs], _CORNERS[shots.pairs]
     # A circle starts anywhere in its upper half, and ends before its start or beyond it.
@@ -210,14 +211,20 @@ def fingertips(shots: Shots) -> Tensor:
     pace = 1 + draw(0, 5) * corner + draw(0, 3) * corner**4
     pace = pace * torch.exp(draw.wave(place, 0.4, 0.5, 2) + draw.wave(place, 0.3, 2, 5))
     until = F.pad((pace[:, 1:] + pace[:, :-1]).cumsum(1), (1, 0))
-    until = until / until[:, -1:]
+    return path, until / until[:, -1:]
+
+
+def fingertips(shots: Shots) -> Tensor:
+    """Where the fingertip is at evenly spread times of each shot, complex128 (S, 2 * steps)."""
+    path, until = draw_paths(shots)
     # The hand comes in before the stroke and goes after it, or is there from the start, or to the end.
+    draw = Draws(child(shots.keys[:, None], 7), 8)
     come, go = (torch.where(draw() < 0.45, draw(0, 0.04), draw(0.04, 0.3)) for _ in range(2))
     rests = [draw(0.2, 1), draw(0.2, 1)]
     outside = _side(shots.keys)[:, None] * 2.2
     time = (torch.arange(2 * _STEPS) + 0.5)[None].double() / (2 * _STEPS)
     inside = (time - come) / (1 - come - go)
-    drawn = _at(path, _inverse(until, inside.clamp(0, 1)))
+    drawn = tip_at(path, until, inside.clamp(0, 1))
     for spent, left, rest in ((come, come - time, rests[0]), (go, time - 1 + go, rests[1])):
         gone = ((left / spent).clamp(0, 1) - (1 - rest)).clamp(min=0) / rest
         drawn = drawn + outside * gone * gone * (3 - 2 * gone) * (spent > _ARRIVES)
@@ -227,11 +234,11 @@ def fingertips(shots: Shots) -> Tensor:
 _ARRIVES = 0.04  # of a shot: what comes in faster has been there all the time
 
 
-def _inverse(until: Tensor, time: Tensor) -> Tensor:
-    """Where along a path each `time` (S, N) is, on [0, 1], by the times (S, steps) `until` each place."""
+def tip_at(path: Tensor, until: Tensor, time: Tensor) -> Tensor:
+    """Where a fingertip is at each `time` (S, N) on [0, 1], complex128 (S, N); see `draw_paths`."""
     after = torch.searchsorted(until, time.contiguous()).clamp(1, until.shape[1] - 1)
     low, high = until.gather(1, after - 1), until.gather(1, after)
-    return (after - 1 + (time - low) / (high - low)) / (until.shape[1] - 1)
+    return _at(path, (after - 1 + (time - low) / (high - low)) / (until.shape[1] - 1))
 
 
 def _at(values: Tensor, place: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ from bvtam.data.motion.clips import (
 from bvtam.data.motion.files import sample_clip, write_videos
 from bvtam.data.motion.h264 import recode, write_clip
 from bvtam.data.motion.paint import uniform
+from bvtam.data.motion.scene import Shots
+from bvtam.data.motion.stroke import STROKES, fingertips, paint_hands, photo
 from bvtam.errors import BvtamError
 
 
@@ -54,6 +56,14 @@ def test_a_motion_reversed_is_its_partner(num_frames, size):
     clips, partners = both(data, range(44))
     assert torch.equal(clips.flip(2), partners)
     assert not torch.equal(clips, partners)
+    assert all((a != b).any() for a, b in zip(clips, partners, strict=True))
+
+
+@pytest.mark.parametrize('num_frames, size', [(2, 16), (8, (24, 38)), (16, 48)])
+def test_a_stroke_reversed_is_its_partner(num_frames, size):
+    data = MotionClips(num_frames, size, 'stroke', encode=1.0)
+    clips, partners = both(data, range(32))
+    assert torch.equal(clips.flip(2), partners)
     assert all((a != b).any() for a, b in zip(clips, partners, strict=True))
 
 
@@ -163,7 +173,7 @@ def test_pairs_seen_one_by_one_cannot_order_shots():
 
 
 def test_frames_seen_one_by_one_cannot_tell_a_motion_from_its_reverse():
-    data = MotionClips(8, 24, 'all', motions=MOTIONS)
+    data = MotionClips(8, 24, 'all', motions=MOTIONS)  # strokes as well
     labels = torch.arange(data.num_classes)
     clips, partners = both(data, labels)
     for clip, partner in zip(clips, partners, strict=True):
@@ -187,7 +197,10 @@ def test_bounds():
     assert order.bound('pair') == 1 / 2
     four = MotionClips(family='order', order_motions=('right', 'up', 'grow', 'meet'))
     assert four.bound('frame') == four.bound('pair') == 1 / 2
-    assert MotionClips(family='all').bound('pair') == (16 + 6) / 28
+    assert MotionClips(family='shapes').bound('pair') == (16 + 6) / 28
+    stroke = MotionClips(family='stroke')
+    assert (stroke.bound('frame'), stroke.bound('pair')) == (1 / 2, 1)
+    assert MotionClips(family='all').bound('frame') == (8 + 3 + 8) / 44
     with pytest.raises(BvtamError, match='view'):
         order.bound('clip')
 
@@ -227,6 +240,9 @@ CHANCE = 0.08  # more than 3.5 standard deviations of the accuracy over 500 clip
         ('appear', 'vanish', 'direction'),
         ('zoom_in', 'zoom_out', 'direction'),
         ('right_then_grow', 'grow_then_right', 'order'),
+        ('swipe_right', 'swipe_left', 'stroke'),
+        ('circle_clockwise', 'circle_anticlockwise', 'stroke'),
+        ('tick', 'tick_reversed', 'stroke'),
     ],
 )
 def test_averaged_frame_statistics_stay_at_chance(first, second, family):
@@ -247,6 +263,11 @@ def test_no_drift_of_light_or_noise_gives_a_class_away():
     assert abs(probe(noise, labels) - 0.5) < CHANCE
     clips, labels = two_classes('right_then_grow', 'grow_then_right', 'order')
     assert abs(probe(clips.mean((1, 3, 4)), labels) - 0.5) < CHANCE
+    # Neither when the hand comes in and goes.
+    clips, labels = two_classes('swipe_right', 'swipe_left', 'stroke')
+    assert abs(probe(clips.mean((1, 3, 4)), labels) - 0.5) < CHANCE
+    shape = clips.std((3, 4)).mean(1)
+    assert abs(probe(shape, labels) - 0.5) < CHANCE
 
 
 def test_the_probe_finds_what_is_there():
@@ -280,12 +301,54 @@ def test_motions_go_where_their_names_say(motion, axis):
     assert found.abs().argmax() == axis
 
 
+def turning(path):
+    """By how many turns a path (S, N) goes round, clockwise as seen on a screen."""
+    step = path[:, 1:] - path[:, :-1]
+    return (step[:, 1:] / step[:, :-1]).angle().sum(1) / (2 * torch.pi)
+
+
+def test_strokes_go_where_their_names_say():
+    names = [forward for forward, _ in STROKES]
+    keys = torch.arange(400)
+
+    def drawn(name):
+        pairs = torch.full_like(keys, names.index(name))
+        return fingertips(Shots(keys, pairs))[:, 60:132:3]  # the hand is neither coming nor going
+
+    for name, way in (('swipe_right', 1), ('swipe_down', 1j), ('tick', 1), ('caret', 1)):
+        path = drawn(name)
+        assert ((path[:, -1] - path[:, 0]) / way).real.gt(0).double().mean() > 0.95, name
+    middle = drawn('caret')  # up, then down
+    assert (middle[:, 12] - middle[:, 0]).imag.mean() < -0.2 < 0.2 < (middle[:, -1] - middle[:, 12]).imag.mean()  # fmt: skip
+    assert turning(drawn('circle_anticlockwise')).median() < -0.4
+    assert turning(drawn('square_clockwise')).median() > 0.4
+
+
+def test_hands_look_as_different_as_hands_do():
+    hands, arms = paint_hands(torch.arange(200), 48)
+    assert hands.shape == arms.shape == (200, 4, 48, 48)
+    cover = hands[:, 3]
+    assert ((cover >= 0) & (cover <= 1)).all() and (cover.mean((1, 2)) > 0.1).all()
+    colour = (hands[:, :3] * cover[:, None]).sum((2, 3)) / (cover**2).sum((1, 2))[:, None]
+    light = colour.mean(1).sort().values
+    assert light[10] < 80 < 180 < light[-10]
+    pictures = photo(torch.arange(40), 96).mean(1)
+    # The power of photographs falls with about the square of the frequency.
+    power = torch.fft.rfft2(pictures - pictures.mean((1, 2), keepdim=True)).abs().square()
+    at = torch.tensor([3, 6, 12, 24])
+    slope = (power[:, 0, at[1:]].mean(0) / power[:, 0, at[:-1]].mean(0)).log2()
+    assert (slope > -3.5).all() and (slope < -0.8).all(), slope
+
+
 # ---- Settings
 
 
 def test_labels():
-    data = MotionClips(family='all')
+    data = MotionClips(family='shapes')
     assert data.num_classes == len(data.label_names) == len(set(data.label_names)) == 28
+    every = MotionClips(family='all').label_names
+    assert len(every) == 44
+    assert set(every) - set(data.label_names) == set(MotionClips(family='stroke').label_names)
     assert data.label_names == sorted(data.label_names)
     assert set(MotionClips().label_names) == set(MOTIONS[:16]) < set(data.label_names)
     right, left = data.label_names.index('right'), data.label_names.index('left')
@@ -299,7 +362,7 @@ def test_labels():
 
 
 def test_held_out_is_never_trained_on():
-    seen, new = MotionClips(family='all'), MotionClips(family='all', held_out=True)
+    seen, new = MotionClips(family='shapes'), MotionClips(family='shapes', held_out=True)
     assert not {part for name in seen.label_names for part in name.split('_then_')} & {
         part for name in new.label_names for part in name.split('_then_')
     }
@@ -462,9 +525,9 @@ def test_a_smaller_count_tells_of_what_stays(tmp_path, caplog):
 
 def test_the_length_of_a_clip_does_not_tell_its_class():
     both = TwoLengths(MotionClips(8, 16, family='all'))
-    samples = (both[i] for i in range(28 * 16))
+    samples = (both[i] for i in range(44 * 16))
     counts = Counter((sample['label'], sample['clip'].shape[1]) for sample in samples)
-    assert set(counts) == {(label, length) for label in range(28) for length in (4, 8)}
+    assert set(counts) == {(label, length) for label in range(44) for length in (4, 8)}
 
 
 def test_sample_clip(tmp_path):
