@@ -205,10 +205,10 @@ def draw_paths(shots: Shots) -> tuple[Tensor, Tensor]:
             draw.wave(place, 0.12, low, high), draw.wave(place, 0.12, low, high)
         )
     size = draw(0.25, 1)
-    path = path * torch.polar(size, draw.around(0.3)) + draw.point(1) * (1.05 - size) * 0.6
+    path = path * torch.polar(size, draw.around(0.3)) + draw.point(1) * (1.2 - size) * 0.6
 
     # Time spent at each place: longer at corners, and uneven; the sum is the time of the stroke.
-    pace = 1 + draw(0, 5) * corner + draw(0, 3) * corner**4
+    pace = 1 + draw(0, 5) * corner + draw(0, 5) * corner**4
     pace = pace * torch.exp(draw.wave(place, 0.4, 0.5, 2) + draw.wave(place, 0.3, 2, 5))
     until = F.pad((pace[:, 1:] + pace[:, :-1]).cumsum(1), (1, 0))
     return path, until / until[:, -1:]
