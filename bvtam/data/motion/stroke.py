@@ -7,10 +7,9 @@ the last to the first, and nothing but their order tells the two apart.
 
 How people draw follows the 2,000 paths that the EgoGestAR data set (github varunj/EgoGestAR) recorded on
 a touch screen; `benchmarks/strokes.py` shows its statistics beside those of the draws here, which are
-wider: a stroke is 0.3 to 1.1 of the short side long, proportions vary by a factor of about exp(0.25),
-circles start between 30 degrees left of the top and the right, and turn by 330 to 415 degrees, the speed
-varies by 0.35 (circles) to 0.85 (ticks) of its mean, since hands slow down at corners, and begins and ends
-at a third of it.
+mostly wider: strokes are 0.3 to 1.1 of the short side long, proportions vary by a factor of about
+exp(0.25), a circle turns by 330 to 415 degrees from a start above its middle, and the speed varies by 0.35
+(circles) to 0.85 (ticks) of its mean, since hands slow down at corners and at both ends.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ _ARM = 4.0  # length of the forearm, in half frames: it always reaches the edge
 _TIP, _WRIST = -0.95, 0.75  # y of both in the picture of a hand, which spans [-1, 1]
 _EXTENT = 1.6  # of the background, in half frames, before it is mirrored
 _NOISE = 1 << 19  # places in the bank where a frame's sensor noise may start
+_ARRIVES = 0.04  # of a shot: what comes in faster has been there all the time
 _BLOCK = 1 << 17  # pixels drawn at a time: what stays in a core's cache
 _SKIN = torch.tensor(
     [[245, 215, 195], [230, 190, 160], [205, 155, 120], [165, 115, 80], [115, 75, 50], [65, 42, 30]]
@@ -96,7 +96,16 @@ class StrokeRenderer:
             self._draw(out[start : start + step], shots.keys, part, tips, backgrounds, hands, arms)
         return out
 
-    def _draw(self, out, keys, frames, tips, backgrounds, hands, arms) -> None:
+    def _draw(
+        self,
+        out: Tensor,
+        keys: Tensor,
+        frames: Frames,
+        tips: Tensor,
+        backgrounds: Tensor,
+        hands: Tensor,
+        arms: Tensor,
+    ) -> None:
         shot, key = frames.shot, keys[frames.shot]
         draw = Draws(child(key, 2), 64)
         # A camera of few frames a second shows some of them twice, to a model that asks for more.
@@ -121,13 +130,11 @@ class StrokeRenderer:
             padding_mode='reflection', align_corners=False,
         )  # fmt: skip
         blurred = draw() < 0.5
-        open_ = torch.where(
-            blurred, draw(0, 0.012), 0.0
-        )  # the share of the shot that a frame is exposed
+        exposed = torch.where(blurred, draw(0, 0.012), 0.0)  # half the time, as a share of the shot
         rgba = self._hand(key, shot, phase, tips, hands, arms)
         moved = blurred.nonzero()[:, 0]
         for way in (-1, 1):
-            later = (phase + way * open_)[moved]
+            later = (phase + way * exposed)[moved]
             rgba[moved] += self._hand(key[moved], shot[moved], later, tips, hands, arms)
         rgba[moved] /= 3
         canvas = canvas * (1 - rgba[:, 3:]) + rgba[:, :3]
@@ -152,7 +159,15 @@ class StrokeRenderer:
         )
         out.copy_(canvas.clamp_(0, 255))
 
-    def _hand(self, key, shot, phase, tips, hands, arms) -> Tensor:
+    def _hand(
+        self,
+        key: Tensor,
+        shot: Tensor,
+        phase: Tensor,
+        tips: Tensor,
+        hands: Tensor,
+        arms: Tensor,
+    ) -> Tensor:
         """float32 premultiplied RGBA (F, 4, H, W) of the arm and the hand over it."""
         draw = Draws(child(key, 4), 24)
         tip = _between(tips[shot], phase)
@@ -229,9 +244,6 @@ def fingertips(shots: Shots) -> Tensor:
         gone = ((left / spent).clamp(0, 1) - (1 - rest)).clamp(min=0) / rest
         drawn = drawn + outside * gone * gone * (3 - 2 * gone) * (spent > _ARRIVES)
     return drawn
-
-
-_ARRIVES = 0.04  # of a shot: what comes in faster has been there all the time
 
 
 def tip_at(path: Tensor, until: Tensor, time: Tensor) -> Tensor:
