@@ -41,6 +41,8 @@ _WORDS = _listed(
     'lefty lefties righty righties lefthander righthander lft rgt rght lt rt lh rh lhs rhs lr rl ltr rtl '
     'southpaw starboard larboard portside sinistral dextral widdershins deosil sunwise oclock yaw '
     'east eastern easterly west western westerly nw sw nne nnw sse ssw wnw wsw '
+    # signs that are drawn, of which the mirror image is another one or drawn the other way round
+    'cc circlecc circlecw circlec tick ticks tickmark checkmark caret carret zigzag pigtail letter digit '
     # Romance
     'izq izqda izqdo izda izdo zurda zurdo dcha dcho diestra diestro zquierda gauche droite tribord babord '
     'senestre dextre horaire antihoraire ouest sinistra sinistro sinistre sinistri destra destro destre '

@@ -208,12 +208,13 @@ def mirroring(
     """The ClipConfig with its `flip` set, and the label of each mirrored clip where they change.
 
     Args:
-        flip: 'on', 'off', or 'auto', whose decision is logged: the labels decide (see
-            `flip_label_map`), and those without names are not mirrored.
+        flip: 'on', 'off', or 'auto', whose decision is logged: clips are mirrored where the first
+            weights were trained that way and no label names a direction (see `flip_label_map`).
+            Elsewhere nobody knows whether the mirror image of a clip means the same, as with a tick
+            or a circle, so only labels that can be swapped are: left and right.
         clip: of the model.
         label_names: of the data.
-        first_flip: `clip.flip` of the first weights, None without. Where it is False, 'auto' mirrors
-            labels that can be swapped and no others.
+        first_flip: `clip.flip` of the first weights, None without.
     """
     if flip != 'auto':
         return replace(clip, flip=flip == 'on'), None
@@ -224,19 +225,22 @@ def mirroring(
         )
     else:
         flips = flip_label_map(label_names)
-        if first_flip is False:
-            flips = {label: other for label, other in flips.items() if label != other}
-        same = sum(label == other for label, other in flips.items())
-        swapped = f'those of {len(flips) - same} with their labels swapped'
-        if same == len(label_names):
+        plain = len(flips) == sum(label == other for label, other in flips.items())
+        plain = plain and len(flips) == len(label_names)
+        if plain and first_flip:
             why = 'clips are mirrored, since no label names a direction that is known'
             advice = 'augment.flip=off if one does'
-        elif flips:
-            why = f'clips of {len(flips)} labels are mirrored, {swapped}, and no others'
         else:
+            flips = {label: other for label, other in flips.items() if label != other}
             why = 'no clip is mirrored'
-        if first_flip is False:
-            why += ', since clip.flip of the first weights is false'
+            if flips:
+                why = f'clips of {len(flips)} labels are mirrored with their labels swapped, and no others'
+            if not plain:
+                why += ', since labels name directions'
+            elif first_flip is False:
+                why += ', since clip.flip of the first weights is false'
+            else:
+                why += ', since no first weights tell that it does no harm'
     log.warning('augment.flip: %s (%s)', why, advice)
     plain = bool(flips) and all(flips.get(i) == i for i in range(len(label_names or ())))
     return replace(clip, flip=plain), None if plain or not flips else flips

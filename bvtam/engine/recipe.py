@@ -65,7 +65,7 @@ class Augment:
     """Random changes to a clip, one draw for all of its frames, and to a batch."""
 
     crop: str = setting('multi_scale', 'training crop', ('multi_scale', 'random_resized', 'random', 'center'))  # fmt: skip
-    flip: str = setting('auto', 'mirror clips; auto: where label names name directions, swap them, or mirror no such clip', ('auto', 'on', 'off'))  # fmt: skip
+    flip: str = setting('auto', 'mirror clips; auto: where the first weights were and no label names a direction, else only labels that swap', ('auto', 'on', 'off'))  # fmt: skip
     offsets: str = setting('shared', 'uniform frames: one offset for all segments, or one in each', ('shared', 'segment'))  # fmt: skip
     color_jitter: float = setting(0.0, 'strength of brightness, contrast and saturation', most=1)
     rand_augment: int = setting(0, 'RandAugment operations per clip', most=10)
@@ -102,6 +102,7 @@ class Schedule:
 
     name: str = setting('cosine', 'how the learning rate falls', ('cosine', 'step', 'constant'))
     epochs: int = setting(50, 'passes over the training set', least=1, most=100_000)
+    min_steps: int = setting(0, 'optimizer steps of the run at least: small sets get more epochs', most=100_000)  # fmt: skip
     warmup_epochs: float = setting(0.0, 'epochs of linear warm-up')
     warmup_lr: float = setting(1e-6, 'learning rate at the start of the warm-up')
     min_lr: float = setting(0.0, 'learning rate at the end of a cosine')

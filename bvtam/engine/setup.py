@@ -185,6 +185,22 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return optimizer
 
 
+def enough_epochs(recipe: Recipe, num_samples: int) -> Recipe:
+    """The recipe with the epochs that `schedule.min_steps` asks for on a training set of that size."""
+    steps = -(-num_samples // recipe.run.batch_size)
+    epochs = -(-recipe.schedule.min_steps // steps)
+    if epochs <= recipe.schedule.epochs:
+        return recipe
+    log.warning(
+        'schedule.min_steps: %d epochs instead of %d, since %d training videos make %d steps an epoch',
+        epochs,
+        recipe.schedule.epochs,
+        num_samples,
+        steps,
+    )
+    return replace(recipe, schedule=replace(recipe.schedule, epochs=epochs))
+
+
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Scheduler:
     """By timm's factory, on steps; `steps` are those of one epoch."""
     settings = recipe.schedule

@@ -61,6 +61,12 @@ class RunResults(TypedDict):
     out: NotRequired[str]  # the folder, from `train`
 
 
+def _rank(evaluation: dict[str, Any]) -> tuple[float, float]:
+    """What makes one evaluation better than another: the accuracy, then the loss, since a few clips
+    are soon all right and the model still improves."""
+    return evaluation['val_top1'], -evaluation['val_loss']
+
+
 class Trainer:
     """One model, one recipe, one run.
 
@@ -270,7 +276,7 @@ class Trainer:
         keys = ('loss', 'top1', 'top5', 'mean_class_accuracy', 'num_videos')
         self.last = {'epoch': self.epoch, 'step': self.step}
         self.last |= {f'val_{key}': result[key] for key in keys}
-        if not self.best or self.last['val_top1'] > self.best['val_top1']:
+        if not self.best or _rank(self.last) > _rank(self.best):
             self.best = self.last
             self._publish('best')
         self.metrics.write(self.last)

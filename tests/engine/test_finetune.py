@@ -21,7 +21,7 @@ from bvtam.data.records import Record
 from bvtam.engine.data import RunData, build_datasets, load_data
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.run import finetune, train
-from bvtam.engine.setup import build_model
+from bvtam.engine.setup import build_model, enough_epochs
 from bvtam.errors import BvtamError
 from bvtam.inference.predict import predict
 
@@ -114,17 +114,22 @@ def test_the_command(finetuned, videos, tmp_path, capfd, caplog):
 @pytest.mark.parametrize(
     'names, settings, first, flip, flips, said',
     [
-        ('open shut', '', None, True, None, 'clips are mirrored, since no label names'),
+        ('open shut', '', True, True, None, 'clips are mirrored, since no label names'),
         ('open shut', '', True, True, None, 'augment.flip=off'),
+        ('open shut', '', None, False, None, 'since no first weights tell that it does no harm'),
         ('open shut', '', False, False, None, 'no clip is mirrored, since clip.flip of the first'),
         ('open shut', 'clip.flip=true', False, True, None, 'clips are mirrored'),
         ('open shut', 'clip.flip=false', True, False, None, ''),
         ('open shut', 'flip=on', False, True, None, ''),
         ('open shut', 'flip=off', True, False, None, ''),
-        ('gauche droite', '', True, False, None, 'no clip is mirrored (augment.flip=on'),
-        ('gauche open', '', None, False, {1: 1}, 'clips of 1 labels are mirrored, those of 0'),
-        ('left right open', '', False, False, {0: 1, 1: 0}, 'of 2 with their labels swapped, and'),
-        ('left right open', '', None, False, {0: 1, 1: 0, 2: 2}, 'swapped, and no others'),
+        ('gauche droite', '', True, False, None, 'no clip is mirrored, since labels name direc'),
+        ('gauche open', '', True, False, None, 'no clip is mirrored, since labels name direc'),
+        ('tick star', '', True, False, None, 'no clip is mirrored, since labels name direc'),
+        ('circlecc star', '', True, False, None, 'no clip is mirrored, since labels name direc'),
+        ('left right tick', '', True, False, {0: 1, 1: 0}, 'clips of 2 labels are mirrored with'),
+        ('left right open', '', True, False, {0: 1, 1: 0}, 'labels swapped, and no others, since'),
+        ('left right open', '', False, False, {0: 1, 1: 0}, 'labels swapped, and no others'),
+        ('left right open', '', None, False, {0: 1, 1: 0}, 'labels swapped, and no others'),
         ('1 2', '', True, False, None, 'numbers as labels do not tell'),
         ('class_1 class_2', '', None, False, None, 'numbers as labels do not tell'),
         ('', '', True, False, None, 'numbers as labels do not tell'),
@@ -139,6 +144,19 @@ def test_what_is_mirrored_is_decided_with_care_and_told(
     assert model.clip_config.flip == val_set.read.clip.flip == flip
     assert train_set.read.train.flip_labels == flips
     assert said in caplog.text and bool(said) == bool(caplog.records)
+
+
+def test_small_sets_get_more_epochs(videos, tmp_path, caplog):
+    chosen = recipe(f'data.path={videos}', SMALL, 'epochs=2', 'batch_size=4', 'min_steps=5')
+    out = tmp_path / 'run'
+    results = train(chosen, out)
+    assert results['epochs'] == 3 and results['steps'] == 6
+    assert '3 epochs instead of 2, since 8 training videos make 2 steps an epoch' in caplog.text
+    assert Recipe.load(out / 'recipe.yaml').schedule.epochs == 3
+    assert [row['lr'] for row in rows(out) if 'lr' in row][-1] < chosen.optimizer.lr / 2
+    assert train(chosen, out)['steps'] == 6  # the same command goes on with the same run
+    assert 'is finished: nothing is left to do' in caplog.text
+    assert enough_epochs(chosen, 1000).schedule.epochs == 2
 
 
 def test_flip_of_the_first_weights_is_known(zoo, tmp_path, monkeypatch):

@@ -40,7 +40,8 @@ def test_what_a_run_leaves(finished):
     assert [line['step'] for line in lines] == [2, 3, 3, 4, 6, 6]
     vals = [line for line in lines if 'val_loss' in line]
     assert json.loads((out / 'results.json').read_text()) == results
-    assert results['last'] == vals[1] and results['best'] == max(vals, key=lambda v: v['val_top1'])
+    best = max(vals, key=lambda line: (line['val_top1'], -line['val_loss']))
+    assert results['last'] == vals[1] and results['best'] == best
     assert (results['epochs'], results['steps'], results['failed']) == (2, 6, 0)
     assert len(checkpoint.all_checkpoints(out / 'checkpoints')) == 2
     assert (out / 'curves.png').read_bytes()[:4] == b'\x89PNG'
@@ -102,6 +103,20 @@ def test_a_run_is_not_overwritten(finished, tmp_path):
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'broken' / 'recipe.yaml').write_text('a: [')
     refused('recipe.yaml cannot be read', make(out=tmp_path / 'broken').fit)
+
+
+def test_of_equal_accuracies_the_smaller_loss_is_the_best(monkeypatch):
+    lines = iter([(50, 2.0), (75, 1.5), (75, 1.0), (75, 1.2), (60, 0.5)])
+    keys = ('val_top5', 'val_mean_class_accuracy', 'val_num_videos')
+
+    def evaluated(*args, **options):
+        top1, loss = next(lines)
+        return {'top1': top1, 'loss': loss} | {key.removeprefix('val_'): 4 for key in keys}
+
+    monkeypatch.setattr('bvtam.engine.train.evaluate', evaluated)
+    results = make('epochs=5', data=Clips(4), val=Clips(4)).fit()
+    assert (results['best']['epoch'], results['best']['val_loss']) == (3, 1.0)
+    assert results['last']['val_top1'] == 60
 
 
 def test_two_processes_on_one_folder(finished):
