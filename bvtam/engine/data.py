@@ -196,6 +196,7 @@ def _motion_sets(recipe: Recipe, clip: ClipConfig) -> tuple[Dataset, MotionClips
     motion = recipe.data.motion
     common = {'family': motion.family, 'held_out': motion.held_out}
     options = {'seed': recipe.run.seed, 'length': motion.clips, 'encode': motion.encode}
+    options['strokes'] = motion.strokes
     train_set = MotionClips(clip.num_frames, clip.crop_size, **common, **options)
     options = {'split': 'val', 'length': motion.val_clips}
     val_set = MotionClips(clip.num_frames, clip.crop_size, **common, **options)

@@ -35,6 +35,7 @@ class Motion:
     val_clips: int = setting(1000, 'validation clips', least=1, most=1_000_000)
     encode: float = setting(0.0, 'share of the training clips that go through H.264', most=1)
     two_lengths: bool = setting(False, 'every other batch has half as many frames, at random')
+    strokes: int = setting(1, "training clips of each class of strokes for one of every other class", least=1, most=100)  # fmt: skip
     held_out: bool = setting(False, 'motions and textures that weights in the zoo never saw')
 
 

@@ -135,7 +135,13 @@ def _metrics(entry: Entry) -> str:
 
 def _how_to_get(entry: Entry) -> str:
     if entry.ships:
-        return '## Weights\n\nThey come with the package: no download.'
+        text = '## Weights\n\nThey come with the package: no download.'
+        if entry.earlier:
+            files = '\n'.join(
+                f'- {old["about"]}: SHA-256 `{old["sha256"]}`' for old in entry.earlier
+            )
+            text += f'\n\nEarlier files of this name:\n\n{files}'
+        return text
     if entry.url:
         return (
             f"## Weights\n\n`pretrained=True` downloads the authors' file from {entry.url}, converts it once "

@@ -27,6 +27,7 @@ class Entry:
             ship, with the 'command' that measured it.
         about, limits: of the dataset, in a paragraph each; training: of weights that ship, likewise.
         weights: name of the entry whose file these weights share, or ''.
+        earlier: `[{'sha256', 'about'}]` of files that had this name before.
         clip: settings of the ClipConfig that differ from the architecture's; None for image models.
         costs: `{'params', 'conv_macs'}` at the clip's frames and crop, by `bvtam flops`.
     """
@@ -49,6 +50,7 @@ class Entry:
     limits: str = ''
     training: str = ''
     weights: str = ''
+    earlier: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def ships(self) -> bool:

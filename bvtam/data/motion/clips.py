@@ -74,6 +74,7 @@ class MotionClips(Dataset):
         encode: share of clips that go through a codec, each frame by itself (see `recode`): H.264, and
             MPEG-4 or Motion JPEG for some of the family 'stroke'.
         cut_unit: both shots of the order family are a multiple of this many frames long, even.
+        strokes: clips of each class of the family 'stroke' for one of every other class.
 
     Attributes:
         label_names: names of the K classes, sorted, as they are when read from class folders.
@@ -100,6 +101,7 @@ class MotionClips(Dataset):
         held_out: bool = False,
         encode: float = 0.0,
         cut_unit: int = 2,
+        strokes: int = 1,
     ) -> None:
         if motions is None:
             motions = HELD_OUT_MOTIONS if held_out else MOTIONS[:16]
@@ -122,6 +124,7 @@ class MotionClips(Dataset):
             ('length', length, 1, _INDICES),
             ('encode', encode, 0, 1),
             ('cut_unit', cut_unit, 2, 10_000),
+            ('strokes', strokes, 1, 100),
         ):
             if not low <= value <= high:
                 raise BvtamError(f'{name} must be from {low} to {high}, not {value}')
@@ -135,6 +138,7 @@ class MotionClips(Dataset):
             'size': size, 'family': family, 'seed': seed, 'split': split, 'length': length,
             'motions': motions, 'order_motions': order_motions, 'textures': textures,
             'shapes': shapes, 'held_out': held_out, 'encode': encode, 'cut_unit': cut_unit,
+            'strokes': strokes,
         }  # fmt: skip
         self.num_frames, self.size, self.family = num_frames, [height, width], family
         self.seed, self.split, self.length = seed, split, length
@@ -169,6 +173,10 @@ class MotionClips(Dataset):
         partners = [(a ^ 1, b) if b < 0 else (b, a) for a, b in classes]
         self.partner = [classes.index(shots) for shots in partners]
         self._classes = torch.tensor(classes)
+        by_hand = self._classes[:, 0] >= len(MOTIONS)
+        self._cycle = torch.cat(
+            [torch.arange(len(classes)), *[by_hand.nonzero()[:, 0]] * (strokes - 1)]
+        )
         _positions('textures', textures, TEXTURES)
         _positions('shapes', shapes, SHAPES)
         self.textures, self.shapes = list(textures), list(shapes)
@@ -201,7 +209,8 @@ class MotionClips(Dataset):
 
         Args:
             indices: B numbers from 0 to 2**32 - 1.
-            labels: their classes; by default index % K, so that successive clips have all classes.
+            labels: their classes; by default index % K, so that successive clips have all classes (with
+                `strokes`, those of strokes come again before the next round).
 
         Returns:
             uint8 RGB tensor (B, C, T, H, W), and int64 labels (B,).
@@ -211,7 +220,7 @@ class MotionClips(Dataset):
         """
         indices = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
         if labels is None:
-            labels = indices % self.num_classes
+            labels = self._cycle[indices % len(self._cycle)]
         labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
         if len(labels) != len(indices):
             raise BvtamError(f'{len(labels)} labels for {len(indices)} clips')

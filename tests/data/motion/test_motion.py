@@ -359,6 +359,10 @@ def test_labels():
     assert data.label_names[data.partner[swap]] == 'left_then_grow'
     _, labels = data.render(range(100, 156))
     assert (labels.bincount() == 2).all()
+    more = MotionClips(4, 16, 'all', strokes=3)
+    counts = more.render(range(2 * (44 + 2 * 16)))[1].bincount()
+    drawn = torch.tensor([name in MotionClips(family='stroke').label_names for name in every])
+    assert (counts == torch.where(drawn, 6, 2)).all()
 
 
 def test_held_out_is_never_trained_on():
