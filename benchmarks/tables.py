@@ -3,6 +3,7 @@
 python benchmarks/models.py --json > benchmarks/results/models.json
 bvtam bench 'bvtam_*_8x2' tsm_resnet50_f8 --out benchmarks/results
 python benchmarks/claims.py
+python benchmarks/reality.py DATA
 python benchmarks/tables.py            # all, and the cards in zoo/; counts all costs anew
 python benchmarks/tables.py cli recipes settings    # these parts alone, in seconds
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import claims
+import reality_report
 import typer
 
 import bvtam
@@ -84,6 +86,10 @@ def peers_table():
 
 def claims_table():
     return claims.table(claims.load())
+
+
+def reality_table():
+    return reality_report.table(reality_report.load())
 
 
 def input_of(entry):
@@ -274,6 +280,7 @@ PARTS = {
         'benchmark': benchmark_table,
         'peers': peers_table,
         'claims': claims_table,
+        'reality': reality_table,
     },
     'docs/guides/data_sets.md': {'list_formats': list_formats},
     'docs/reference/cli.md': {'cli': cli_reference},
