@@ -302,7 +302,9 @@ def finetune(job, given, parts, folder, options):
     settings = [*options.set, f'model={model.model_name}', f'init={folder / "start"}']
     settings += [f'seed={job.seed}', *(['val_share=0'] if job.shots == 1 else [])]
     recipe = Recipe.load(options.recipe, settings)
-    clip = clip_of(given, options).to_dict()
+    clip = json.loads(
+        json.dumps(clip_of(given, options).to_dict())
+    )  # lists, as a run resumed has them
     if 'flip' not in recipe.clip:
         del clip['flip']
     made = {k: v for k, v in model.model_options.items() if k in ('temporal', 'backbone')}
@@ -324,7 +326,7 @@ def finetune(job, given, parts, folder, options):
 
 def measure(job, given, parts, options, features):
     """The row of a job; `features` keeps those of each model."""
-    began, key = time.monotonic(), digest(repr(job).encode())[:8]
+    began, cpu, key = time.monotonic(), sum(os.times()[:4]), digest(repr(job).encode())[:8]
     command = f'python benchmarks/reality.py DATA --models {job.model} --arms {job.arm}'
     if job.train:
         command += f' --train {job.train} --shots {job.shots} --seeds {job.seed}'
@@ -341,6 +343,7 @@ def measure(job, given, parts, options, features):
         found = finetune(job, given, parts, options.runs / f'{job.model}-{job.arm}-{key}', options)
     device = local_device()
     found |= {'seconds': round(time.monotonic() - began, 1), 'command': command}
+    found['cpu_seconds'] = round(sum(os.times()[:4]) - cpu, 1)  # of decoding processes too
     found |= {'bvtam': bvtam.__version__, 'torch': torch.__version__, 'device': device.type}
     found |= {'cores': os.cpu_count(), 'threads': torch.get_num_threads()}
     found['instructions'] = torch.backends.cpu.get_cpu_capability()

@@ -153,6 +153,10 @@ def test_a_study_is_measured_once_and_drawn(run, reality, data, tmp_path, monkey
         run(*words, 'zero_shot', 'probe')
         run(*words, 'tsn', '--minutes', '-1')
     assert '2 results are left' in capsys.readouterr().out
+    with monkeypatch.context() as patch:  # stopped after the training of the first
+        patch.setattr(reality, 'scores', lambda *_: sys.exit('stopped'))
+        with pytest.raises(SystemExit, match='stopped'):
+            run(*words, 'tsn')
     run(*words, 'tsn')
     rows = reality.load(tmp_path / 'out.json')
     assert [(row['arm'], row['shots']) for row in rows] == [
@@ -162,7 +166,8 @@ def test_a_study_is_measured_once_and_drawn(run, reality, data, tmp_path, monkey
     assert all(n == 2 for row in rows[1:] for _, n in row['right']['b'].values())
     assert rows[0]['right'] == rows[0]['swipes'] and {*rows[0]['right']} == {'a', 'b'}
     assert rows[-1]['clip'] == '4 x 32²' and str(data) not in rows[-1]['command']
-    assert not [*(tmp_path / 'runs').glob('*-frame-*')]
+    assert rows[-2]['train_seconds'] is None and rows[-1]['train_seconds'] > 0
+    assert [path.name[:8] for path in (tmp_path / 'runs').iterdir()] == ['features']
     assert '| `tsn`' not in capsys.readouterr().out.splitlines()[-1]
     figure = tmp_path / 'out.png'
     assert figure.exists()
