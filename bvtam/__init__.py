@@ -19,6 +19,7 @@ _MODULES = {
     'create_model': 'factory',
     'evaluate': 'engine.evaluate',
     'evaluate_motion': 'engine.evaluate_motion',
+    'events': 'inference.events',
     'evidence': 'inference.evidence',
     'export': 'deploy.export',
     'extract': 'inference.extract',

@@ -63,6 +63,22 @@ def predict(
     last: Annotated[
         int | None, Option(help='Steps that an answer of --stream is of (default: all so far).')
     ] = None,
+    events: Annotated[
+        bool, Option('--events', help='Of --stream: say each gesture once, when it has ended.')
+    ] = False,
+    threshold: Annotated[
+        float, Option(help='Probability from which on --events says a gesture.')
+    ] = 0.5,
+    hold: Annotated[
+        float, Option(help='Seconds without motion after which --events takes one to have ended.')
+    ] = 0.4,
+    quiet: Annotated[
+        list[str] | None,
+        Option(
+            metavar='LABEL',
+            help='A class that --events never says; repeatable (default: quiet, none, background ...).',
+        ),
+    ] = None,
     batch_size: options.BatchSize = 8,
     workers: options.Threads = 4,
     precision: options.Precision = 'fp32',
@@ -80,7 +96,11 @@ def predict(
     time_limit: options.TimeLimit = 60.0,
     protocols: options.Protocols = 'http,https,rtsp',
     as_json: Annotated[
-        bool, Option('--json', help='Print one JSON document; with --stream, one a line.')
+        bool,
+        Option(
+            '--json',
+            help='Print one JSON document; with --stream, one a line; of --events, JSON lines.',
+        ),
     ] = False,
 ) -> None:
     """Name what videos show: the likeliest classes and their scores."""
@@ -103,15 +123,30 @@ def predict(
         )
     both = {'videos', 'model', 'topk', 'precision', 'time_limit', 'protocols', 'as_json'}
     both |= {'fps', 'frames', 'frame_rate'}
-    check_given(context, stream, {'stream', 'last'}, both, '--stream')
+    of_events = {'events', 'threshold', 'hold', 'quiet'}
+    check_given(context, stream, {'stream', 'last'} | of_events, both, '--stream')
+    if stream:
+        check_given(context, events, of_events, (both - {'topk'}) | {'stream'}, '--events')
     reading = {'time_limit': time_limit, 'protocols': protocol_list(protocols)}
     if stream:
         if len(videos) > 1:
             raise typer.BadParameter('--stream is of one video')
+        from ..inference.events import events as find_events
+        from ..inference.events import quiet_labels
         from ..inference.stream import predict_stream
 
-        loaded = load_model(model, precision, inside=True)
+        loaded = load_model(model, precision, inside=not events)
         source = open_video(videos[0], frames=frames, fps=frame_rate, **reading)
+        if events:
+            quiet = quiet or quiet_labels(loaded)
+            rate = 30.0 if fps is None else fps
+            found = find_events(
+                loaded, source, threshold, hold, quiet, fps=rate, time_limit=time_limit
+            )
+            if quiet:
+                print(f'never said: {one_line(", ".join(quiet))}', file=sys.stderr)
+            _show_events(found, as_json)
+            return
         answers = predict_stream(loaded, source, topk, fps=fps, last=last, time_limit=time_limit)
         _show_answers(answers, as_json)
         return
@@ -223,6 +258,16 @@ def _show_answers(answers: Iterable[dict[str, Any]], as_json: bool) -> None:
         shown = label
     if as_json:
         print(']')
+
+
+def _show_events(events: Iterable[Any], as_json: bool) -> None:
+    """Each as soon as it is known: a line, which is a JSON object if `as_json`."""
+    for event in events:
+        line = (
+            f'{event["time"]:8.2f} s  {event["score"]:.4f}  {one_line(event["label"])}  '
+            f'({event["start"]:.2f} to {event["end"]:.2f} s)'
+        )
+        print(json.dumps(event) if as_json else line, flush=True)
 
 
 def _places(

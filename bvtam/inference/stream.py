@@ -187,8 +187,6 @@ def predict_stream(
     Raises:
         BvtamError: as from `predict` and `stream`, or `fps` that is not positive.
     """
-    if fps is not None and not 0 < fps < math.inf:
-        raise BvtamError(f'fps must be above 0, not {fps}')
     classifier, steps = Classifier(model, topk, num_clips=1, num_crops=1), stream(model, last)
     waiting: deque[tuple[float, int]] = deque()  # time and number of each step's last frame
 
@@ -198,13 +196,9 @@ def predict_stream(
             scores = classifier.finite(step.logits)[0].softmax(0).cpu()
             yield {'time': second, 'frame': number, 'top': classifier.top(scores)}
 
-    due, seen, x = 0.0, 0, None
+    seen, x = 0, None
     reader = open_video(video, time_limit, PROTOCOLS, classifier.clip.colors)
-    for number, (second, picture) in enumerate(reader.play()):
-        if fps is not None:
-            if second < due - _TOLERANCE:
-                continue
-            due = (second if second > due + 1 / fps else due) + 1 / fps  # a gap is not made up for
+    for number, second, picture in at_rate(reader.play(), fps):
         x = classifier.inputs(to_crops(picture[None], classifier.clip))[:, :, 0]
         seen += 1
         if seen % model.frames_per_step == 0:
@@ -215,6 +209,25 @@ def predict_stream(
         waiting.append(shown)
         yield from answers(steps.push(x))
     yield from answers(steps.finish())
+
+
+def at_rate(
+    frames: Iterable[tuple[float, Tensor]], fps: float | None
+) -> Iterator[tuple[int, float, Tensor]]:
+    """Number, second and picture of frames of `Reader.play`, at most `fps` a second; None for all.
+
+    Raises:
+        BvtamError: `fps` that is not positive.
+    """
+    if fps is not None and not 0 < fps < math.inf:
+        raise BvtamError(f'fps must be above 0, not {fps}')
+    due = 0.0
+    for number, (second, picture) in enumerate(frames):
+        if fps is not None:
+            if second < due - _TOLERANCE:
+                continue
+            due = (second if second > due + 1 / fps else due) + 1 / fps  # a gap is not made up for
+        yield number, second, picture
 
 
 def stream(model: nn.Module, last: int | None = None) -> Stream:
