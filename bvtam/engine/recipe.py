@@ -103,7 +103,7 @@ class Schedule:
 
     name: str = setting('cosine', 'how the learning rate falls', ('cosine', 'step', 'constant'))
     epochs: int = setting(50, 'passes over the training set', least=1, most=100_000)
-    min_steps: int = setting(0, 'optimizer steps of the run at least: small sets get more epochs', most=100_000)  # fmt: skip
+    min_steps: int = setting(0, 'optimizer steps of the run at least: small sets get more epochs; with epochs= on the command line 0', most=100_000)  # fmt: skip
     warmup_epochs: float = setting(0.0, 'epochs of linear warm-up')
     warmup_lr: float = setting(1e-6, 'learning rate at the start of the warm-up')
     min_lr: float = setting(0.0, 'learning rate at the end of a cosine')
@@ -118,7 +118,7 @@ class Regularize:
     ema: float = setting(0.0, 'decay of an average of the weights, which is evaluated and saved; 0: none', most=0.99999)  # fmt: skip
     ema_warmup: bool = setting(False, 'let the decay rise from 0 to `ema`, as 1 - (1 + step)^(-2/3) (timm)')  # fmt: skip
     class_weight: str | list[float] | dict[str, float] = setting('', "factor of each class in the loss: '' (1), balanced (inverse to its videos), a list, or a table by name")  # fmt: skip  # noqa: RUF009
-    freeze_bn: str = setting('none', 'batch norms kept as they are: partial leaves the first one in training', ('none', 'partial', 'all'))  # fmt: skip
+    freeze_bn: str = setting('none', 'batch norms kept as they are: partial leaves the first one in training, auto is all with first weights, else none', ('none', 'partial', 'all', 'auto'))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,12 @@ class Recipe:
                 cls.from_dict(values)
             except BvtamError as error:
                 raise BvtamError(f'{path}: {error}') from None
-        for pair in overrides:
+        pairs = list(overrides)
+        for pair in pairs:
             override(cls, values, pair)
+        keys = {pair.partition('=')[0].rpartition('.')[2] for pair in pairs}
+        if 'epochs' in keys and 'min_steps' not in keys:  # who asks for epochs gets as many
+            override(cls, values, 'schedule.min_steps=0')
         return cls.from_dict(values)
 
     @classmethod

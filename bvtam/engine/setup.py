@@ -39,6 +39,8 @@ def build_model(recipe: Recipe, label_names: list[str] | None, num_classes: int)
     torch.manual_seed(recipe.run.seed)
     model, first = _with_first_weights(recipe, label_names, num_classes)
     model.first_flip = first.flip if first else None
+    if first and recipe.regularize.freeze_bn == 'auto':
+        log.warning('regularize.freeze_bn: batch norms stay as in the first weights')
     # An image is a clip of one frame.
     clip = model.clip_config or ClipConfig(num_frames=1, flip=True).with_channels(model.in_chans)
     if first is not None:  # the colours that the weights have seen
@@ -141,9 +143,13 @@ def initialise(model: nn.Module, source: str | os.PathLike[str]) -> ClipConfig |
 
 
 def freeze_norms(model: nn.Module, which: str) -> None:
-    """Batch norms in eval mode, without gradients: 'all', or 'partial', all but the first (TSN)."""
+    """Batch norms in eval mode, without gradients: 'all', or 'partial', all but the first (TSN).
+
+    'auto' is 'all' where `build_model` gave the model first weights, else 'none'.
+    """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    for norm in {'none': [], 'partial': norms[1:], 'all': norms}[which]:
+    known = norms if getattr(model, 'first_flip', None) is not None else []
+    for norm in {'none': [], 'partial': norms[1:], 'all': norms, 'auto': known}[which]:
         norm.eval()
         norm.requires_grad_(False)
 

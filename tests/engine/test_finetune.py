@@ -85,6 +85,12 @@ def test_folders_of_videos_become_a_model(finetuned, videos, zoo, monkeypatch):
     chosen = Recipe.load(out / 'recipe.yaml')
     assert chosen.optimizer.layer_decay == 0.75 and chosen.data.path == str(videos)
     assert chosen.init == 'auto'
+    assert chosen.regularize.freeze_bn == 'auto'
+    first = bvtam.create_model('local-dir:' + str(zoo / 'bvtam_tiny_8x2.mine'), pretrained=True)
+    names = [name for name, _ in first.named_buffers() if name.endswith('running_mean')]
+    assert names and all(
+        torch.equal(model.get_buffer(name), first.get_buffer(name)) for name in names
+    )
 
 
 def test_the_first_weights_are_those_of_the_name(finetuned, videos, zoo, tmp_path, monkeypatch):
@@ -157,6 +163,10 @@ def test_small_sets_get_more_epochs(videos, tmp_path, caplog):
     assert train(chosen, out)['steps'] == 6  # the same command goes on with the same run
     assert 'is finished: nothing is left to do' in caplog.text
     assert enough_epochs(chosen, 1000).schedule.epochs == 2
+    asked = [
+        Recipe.load('finetune', pairs) for pairs in ([], ['epochs=3'], ['epochs=3', 'min_steps=9'])
+    ]
+    assert [enough_epochs(each, 40).schedule.epochs for each in asked] == [20, 3, 3]
 
 
 def test_flip_of_the_first_weights_is_known(zoo, tmp_path, monkeypatch):

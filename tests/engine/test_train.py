@@ -287,6 +287,16 @@ def test_batch_norms_that_are_frozen_stay_to_the_bit():
         assert not torch.equal(weight, trainer.model.fc.weight)
 
 
+@pytest.mark.parametrize('first_flip, trained', [(None, True), (False, False), (True, False)])
+def test_batch_norms_are_frozen_by_themselves_where_there_are_first_weights(first_flip, trained):
+    model = build_model(recipe(), list('abc'), 3)
+    model.first_flip = first_flip  # as build_model leaves it
+    freeze_norms(model.train(), 'auto')
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and {norm.training for norm in norms} == {trained}
+    assert {p.requires_grad for norm in norms for p in norm.parameters()} == {trained}
+
+
 # ---- optimizer and schedule ----
 
 
