@@ -171,10 +171,11 @@ class StrokeRenderer:
         """float32 premultiplied RGBA (F, 4, H, W) of the arm and the hand over it."""
         draw = Draws(child(key, 4), 24)
         tip = _between(tips[shot], phase)
-        # The elbow follows the hand a little; the hand turns at the wrist.
+        # The elbow follows the hand a little, and is always behind it; the hand turns at the wrist.
         away = _side(key)
-        elbow = draw(2.2, 4) * away + draw(0, 0.8) * tip
-        length = torch.exp(draw.around(0.4) - 0.35 + draw.wave(phase, 0.12, 0.3, 1.5))
+        elbow = draw(1.6, 3.6) * away + draw(0, 0.8) * tip
+        elbow = elbow + away * (1 - ((elbow - tip) * away.conj()).real).clamp(min=0)
+        length = torch.exp(draw.around(0.5) - 0.2 + draw.wave(phase, 0.2, 0.3, 1.5))
         down = (elbow - tip) / (elbow - tip).abs()
         bent = draw.around(0.8) + draw.wave(phase, 0.25, 0.3, 2)
         up = -down * torch.polar(torch.ones_like(bent), bent)  # where the finger points
@@ -215,12 +216,12 @@ def draw_paths(shots: Shots) -> tuple[Tensor, Tensor]:
     path = torch.where(circle, torch.polar(torch.ones_like(angle), angle), path)
     stretch = torch.exp(draw.around(0.3))
     path = torch.complex(path.real * stretch, path.imag / stretch)
-    for low, high in ((0.5, 1.5), (1.5, 4)):  # no hand is steady
+    for most, low, high in ((0.2, 0.4, 1.5), (0.12, 1.5, 4)):  # arms turn, and no hand is steady
         path = path + torch.complex(
-            draw.wave(place, 0.12, low, high), draw.wave(place, 0.12, low, high)
+            draw.wave(place, most, low, high), draw.wave(place, most, low, high)
         )
     size = draw(0.25, 1)
-    path = path * torch.polar(size, draw.around(0.3)) + draw.point(1) * (1.2 - size) * 0.6
+    path = path * torch.polar(size, draw.around(0.35)) + draw.point(1) * (1.2 - size) * 0.6
 
     # Time spent at each place: longer at corners, and uneven; the sum is the time of the stroke.
     pace = 1 + draw(0, 5) * corner + draw(0, 5) * corner**4
