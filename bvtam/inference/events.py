@@ -86,7 +86,7 @@ class Events:
         self,
         model: nn.Module,
         threshold: float = 0.5,
-        hold: float = 0.4,
+        hold: float = 0.35,
         quiet: Iterable[str] | None = None,
     ) -> None:
         if not 0 <= threshold <= 1:
@@ -112,7 +112,7 @@ class Events:
     def push(self, second: float, frame: Tensor) -> list[Event]:
         """The gestures, none or one, that are known to have ended at this frame, uint8 (C, H, W).
 
-        `second` is its time, above that of the frame before; times and not numbers of frames decide.
+        `second` is its time, after that of the frame before; times and not numbers of frames decide.
         """
         pixels = to_crops(frame[None], self.clip)[0, :, 0]
         coarse = F.adaptive_avg_pool2d(pixels.float().mean(0, keepdim=True), _CELLS)[0]
@@ -149,10 +149,11 @@ class Events:
     def _is_apart(self, second: float, coarse: Tensor) -> bool:
         """Whether a frame does not go on with the one before: another scene, or a gap."""
         changed = (coarse - self._frames[-1].coarse).abs() > _CUT[0]
-        return bool(changed.float().mean() > _CUT[1]) or second - self._frames[-1].second > _GAP
+        elapsed = second - self._frames[-1].second
+        return bool(changed.float().mean() > _CUT[1]) or not 0 <= elapsed <= _GAP
 
     def _rest(self) -> float:
-        """The motion of a rest, in grey levels; what moves all the time, as a worn camera does, counts."""
+        """Grey levels of motion below which the picture rests, over what moves all the time."""
         motions = sorted(frame.motion for frame in self._frames)
         weakest = motions[len(motions) // 10]
         return max(_STILL, weakest + _REST * (self._strongest - weakest))
@@ -191,7 +192,7 @@ def events(
     model: nn.Module,
     video: Any,
     threshold: float = 0.5,
-    hold: float = 0.4,
+    hold: float = 0.35,
     quiet: Iterable[str] | None = None,
     *,
     fps: float = 30.0,

@@ -181,7 +181,7 @@ def test_memory_is_constant():
 
 
 def test_fewer_frames_a_second(monkeypatch):
-    frames, _ends = scene([1, 'right', 1], 60)
+    frames, _ = scene([1, 'right', 1], 60)
     video = SimpleNamespace(play=lambda: iter(frames))
     monkeypatch.setattr('bvtam.inference.events.open_video', lambda *args: video)
     for fps in (30.0, 10.0):
