@@ -1,23 +1,16 @@
 """The benchmark of gestures in a row: the videos that it makes, and what counts as said right."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 from support.videos import pictures, write_pictures
 
 import bvtam
 
-PATH = Path(__file__).parents[2] / 'benchmarks' / 'gestures.py'
 
-
-@pytest.fixture(scope='module')
-def gestures():
-    spec = importlib.util.spec_from_file_location('gestures', PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def gestures(benchmark):
+    return benchmark('gestures')
 
 
 def event(label, start, end, time):
