@@ -16,8 +16,9 @@ A trained arm has the temporal operator that its name begins with. `frame` has n
 of each pair stands in both places, so the same layers see frames one by one; `tsn` is an image ResNet
 that does. `*_scratch` and `tsn` start at random, `tam` from all weights, the others from all but those
 of temporal operators. The weights were trained with TAM, which does not make them the best start for
-another operator: `tam_new`, whose TAMs begin anew, is what to compare `tsm`, `none` and `frame` with. All
-have the frames, size and mirroring that the weights have, unless the recipe names others.
+another operator: `tam_new`, whose TAMs begin anew, is what to compare `tsm`, `none` and `frame` with. Where
+the recipe keeps the batch norms of the first weights, only `tam` does: elsewhere they would not fit. All
+have the frames and the size that the weights have, unless the recipe names others.
 
 A seed draws the clips, as many of each class, and whatever is random in training. The recipe holds out a
 share of them to choose the best epoch; of one clip a class none is. A result is written to
@@ -47,6 +48,7 @@ from bvtam.clip import ClipConfig
 from bvtam.data.load import load_records
 from bvtam.engine.recipe import Recipe, find_recipe
 from bvtam.engine.run import build
+from bvtam.engine.setup import enough_epochs
 from bvtam.engine.train import Trainer
 from bvtam.errors import BvtamError
 from bvtam.files import write_file
@@ -264,22 +266,37 @@ def extract(source, parts, folder):
     return {video: rows.features[0] for video, rows in bvtam.load_features(folder).items()}
 
 
-def first_model(arm, given, seed):
-    """The model of an arm with its first weights, and the ClipConfig and labels of `given`."""
-    torch.manual_seed(seed)
-    options = {'num_classes': given.num_classes}
-    if arm.tsn:
-        backbone = BACKBONES[given.model_name.split('_')[1]]
-        model = bvtam.create_model('tsn_resnet50_f8', backbone=backbone, **options)
-    else:
-        model = bvtam.create_model(given.model_name, temporal=arm.temporal, **options)
-    if arm.start != 'scratch':
-        weights = given.state_dict()
-        if arm.start == 'spatial':
-            weights = {k: v for k, v in weights.items() if '.temporal.' not in k}
-        model.load_state_dict(model.state_dict() | weights)
+def spatial_weights(given):
+    """The model without temporal operators, with all the weights of `given` that it has."""
+    options = {'num_classes': given.num_classes, 'temporal': 'none'}
+    model = bvtam.create_model(given.model_name, **options)
+    model.load_state_dict({k: v for k, v in given.state_dict().items() if '.temporal.' not in k})
     model.clip_config, model.label_names = given.clip_config, given.label_names
     return model
+
+
+def recipe_of(job, given, folder, options):
+    """How an arm is trained on `folder`/clips; its first weights are written to `folder`/start."""
+    arm, name = ARMS[job.arm], given.model_name
+    made, init = {'temporal': arm.temporal}, ''
+    if arm.tsn:
+        made = {'backbone': BACKBONES[name.split('_')[1]]}
+        name = 'tsn_resnet50_f8'
+    if arm.start == 'all':
+        init = options.weights or job.model
+    elif arm.start == 'spatial':
+        init = bvtam.save_pretrained(spatial_weights(given), folder / 'start')
+    settings = [*options.set, f'model={name}', f'init={init}', f'seed={job.seed}']
+    if job.shots == 1:
+        settings.append('val_share=0')
+    recipe = Recipe.load(options.recipe, settings)
+    if arm.start == 'spatial' and recipe.regularize.freeze_bn == 'auto':
+        recipe = replace(recipe, regularize=replace(recipe.regularize, freeze_bn='none'))
+    clip = json.loads(json.dumps(clip_of(given, options).to_dict()))  # lists, as files have them
+    if 'flip' not in recipe.clip:
+        del clip['flip']
+    recipe = replace(recipe, clip=clip, model_options=recipe.model_options | made)
+    return recipe.with_data(os.fspath(folder / 'clips'))
 
 
 def one_by_one(model):
@@ -296,22 +313,10 @@ def finetune(job, given, parts, folder, options):
         for video in chosen:
             link = folder / 'clips' / label / f'{videos[label].index(video):05}{Path(video).suffix}'
             link.symlink_to(Path(video).resolve())
-    model = first_model(arm, given, job.seed)
-    # All begin with a folder: what the weights say of mirroring counts from scratch too.
-    bvtam.save_pretrained(model, folder / 'start')
-    settings = [*options.set, f'model={model.model_name}', f'init={folder / "start"}']
-    settings += [f'seed={job.seed}', *(['val_share=0'] if job.shots == 1 else [])]
-    recipe = Recipe.load(options.recipe, settings)
-    clip = json.loads(
-        json.dumps(clip_of(given, options).to_dict())
-    )  # lists, as a run resumed has them
-    if 'flip' not in recipe.clip:
-        del clip['flip']
-    made = {k: v for k, v in model.model_options.items() if k in ('temporal', 'backbone')}
-    recipe = replace(recipe, clip=clip, model_options=recipe.model_options | made)
-    recipe = recipe.with_data(os.fspath(folder / 'clips'))
     resumed, began = (folder / 'run').exists(), time.monotonic()
-    model, train_set, val_set = build(recipe)
+    recipe = recipe_of(job, given, folder, options)
+    model, train_set, val_set = build(recipe)  # as `bvtam.train` does, but for the frames
+    recipe = enough_epochs(recipe, len(train_set))
     if arm.one_by_one:
         one_by_one(model)
     Trainer(model, recipe, train_set, val_set, folder / 'run').fit()
@@ -321,7 +326,7 @@ def finetune(job, given, parts, folder, options):
         one_by_one(model)
     found = {part: right(scores(model, parts[part])) for part in parts if part != job.train}
     shutil.rmtree(folder)
-    return {'right': found, 'train_seconds': seconds}
+    return {'right': found, 'epochs': recipe.schedule.epochs, 'train_seconds': seconds}
 
 
 def measure(job, given, parts, options, features):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from support.videos import write_pictures
 
 import bvtam
+from bvtam.engine.setup import freeze_norms
 
 NAME = 'bvtam_tiny_8x2.motion'
 
@@ -47,31 +48,33 @@ def run(reality, tmp_path, monkeypatch):
     return call
 
 
-def test_first_weights(reality, ours):
-    weights, clip = ours.state_dict(), torch.randn(1, 3, 16, 32, 32)
+def test_arms_start_as_they_say(reality, ours, data, tmp_path):
+    learned = {k for k, _ in ours.named_parameters() if not k.startswith('fc.')}
+    expected = {
+        'all': learned,
+        'spatial': {k for k in learned if '.temporal.' not in k},
+        'scratch': set(),
+    }
+    options = SimpleNamespace(recipe='finetune', set=[], weights=None)
+    (tmp_path / 'clips').symlink_to(data / 'a')
     for name, arm in reality.ARMS.items():
         if arm:
-            model = reality.first_model(arm, ours, seed=1).eval()
-            same = {
-                k for k, v in model.state_dict().items() if k in weights and v.equal(weights[k])
-            }
-            same -= {k for k in same if 'running' in k or 'num_batches' in k}
-            learned = {k for k, _ in ours.named_parameters()}
-            spatial = {k for k in learned if '.temporal.' not in k}
-            if arm.start == 'all':
-                assert same == learned, name
-            elif arm.start == 'spatial':
-                assert same == spatial, name
-            else:
-                assert not {k for k in same if 'conv' in k or 'fc' in k}, name
-            assert (model.clip_config, model.label_names) == (ours.clip_config, ours.label_names)
-            with torch.no_grad():
-                assert model(clip).shape == (1, ours.num_classes)
+            job = reality.Job(NAME, '', '', name, 'a', 3, 1, '')
+            recipe = reality.recipe_of(job, ours, tmp_path, options)
+            model, train_set, _ = reality.build(recipe)
+            weights = {k: v for k, v in model.named_parameters() if v.ndim > 1}
+            same = {k for k, v in ours.named_parameters() if k in weights and v.equal(weights[k])}
+            assert same == {k for k in expected[arm.start] if ours.get_parameter(k).ndim > 1}, name
+            assert getattr(model, 'temporal', 'none') == arm.temporal
+            assert model.clip_config == ours.clip_config and len(train_set) == 4
+            freeze_norms(model.train(), recipe.regularize.freeze_bn)
+            norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            assert {m.training for m in norms} == {arm.start != 'all'}, name
 
 
 def test_frames_are_seen_one_by_one(reality, ours):
     """Nothing but the set of the first frames of pairs counts."""
-    model = reality.first_model(reality.ARMS['frame'], ours, seed=0).eval().double()
+    model = reality.spatial_weights(ours).eval().double()
     clip = torch.randn(1, 3, 16, 32, 32, dtype=torch.float64)
     other, shuffled = clip.clone(), clip.unflatten(2, (8, 2))[:, :, torch.randperm(8)].flatten(2, 3)
     other[:, :, 1::2] = 0
