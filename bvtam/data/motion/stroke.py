@@ -69,6 +69,8 @@ def _templates() -> tuple[Tensor, Tensor]:
 
 
 _TEMPLATES, _CORNERS = _templates()
+# Of a shot, at most, that are not the stroke: 0.75 of a swipe, 0.4 of a star, which takes longer.
+_PAUSES = 0.3 + 0.9 / (_TEMPLATES[:, 1:] - _TEMPLATES[:, :-1]).abs().sum(1)
 
 
 class StrokeRenderer:
@@ -178,7 +180,8 @@ class StrokeRenderer:
         length = torch.exp(draw.around(0.5) - 0.2 + draw.wave(phase, 0.2, 0.3, 1.5))
         down = (elbow - tip) / (elbow - tip).abs()
         bent = draw.around(0.8) + draw.wave(phase, 0.25, 0.3, 2)
-        up = -down * torch.polar(torch.ones_like(bent), bent)  # where the finger points
+        # Where the finger points: along the forearm, or the same way all the time.
+        up = -torch.where(draw() < 0.5, down, away) * torch.polar(torch.ones_like(bent), bent)
         wrist = tip - length * up
         half = length / (_WRIST - _TIP)
         turn = 1 / (half * up * 1j)
@@ -233,13 +236,17 @@ def draw_paths(shots: Shots) -> tuple[Tensor, Tensor]:
 def fingertips(shots: Shots) -> Tensor:
     """Where the fingertip is at evenly spread times of each shot, complex128 (S, 2 * steps)."""
     path, until = draw_paths(shots)
-    # The hand comes in before the stroke and goes after it, or is there from the start, or to the end.
-    draw = Draws(child(shots.keys[:, None], 7), 8)
+    draw = Draws(child(shots.keys[:, None], 7), 12)
+    # The hand comes in before the stroke and goes after it, or is there from the start, or to the end; it
+    # rests before and after, often for longer than a swipe takes.
     come, go = (torch.where(draw() < 0.45, draw(0, 0.04), draw(0.04, 0.3)) for _ in range(2))
+    before, after = (torch.where(draw() < 0.4, 0.0, draw(0, 0.4)) for _ in range(2))
+    fits = (_PAUSES[shots.pairs][:, None] / (come + before + after + go)).clamp(max=1)
+    come, before, after, go = come * fits, before * fits, after * fits, go * fits
     rests = [draw(0.2, 1), draw(0.2, 1)]
     outside = _side(shots.keys)[:, None] * 2.2
     time = (torch.arange(2 * _STEPS) + 0.5)[None].double() / (2 * _STEPS)
-    inside = (time - come) / (1 - come - go)
+    inside = (time - come - before) / (1 - come - before - after - go)
     drawn = tip_at(path, until, inside.clamp(0, 1))
     for spent, left, rest in ((come, come - time, rests[0]), (go, time - 1 + go, rests[1])):
         gone = ((left / spent).clamp(0, 1) - (1 - rest)).clamp(min=0) / rest
