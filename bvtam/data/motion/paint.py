@@ -38,10 +38,18 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 
 
 class Draws:
-    """Hands out the columns of a table of uniform values, scaled to where they are needed."""
+    """Hands out the columns of a table of uniform values, scaled to where they are needed; of its rows,
+    those that `rows` names, where it is given."""
 
-    def __init__(self, keys: Tensor, count: int, dtype: torch.dtype = torch.float64) -> None:
-        self.columns = iter(uniform(keys, count).to(dtype).unbind(-1))
+    def __init__(
+        self,
+        keys: Tensor,
+        count: int,
+        dtype: torch.dtype = torch.float64,
+        rows: Tensor | None = None,
+    ) -> None:
+        table = uniform(keys, count).to(dtype)
+        self.columns = iter((table if rows is None else table[rows]).unbind(-1))
 
     def __call__(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         return next(self.columns) * (high - low) + low

@@ -108,13 +108,13 @@ class StrokeRenderer:
         hands: Tensor,
         arms: Tensor,
     ) -> None:
-        shot, key = frames.shot, keys[frames.shot]
-        draw = Draws(child(key, 2), 64)
+        shot = frames.shot
+        draw = Draws(child(keys, 2), 64, rows=shot)
         # A camera of few frames a second shows some of them twice, to a model that asks for more.
         shown = draw(12, 48)
         number = (frames.phase * shown).floor()
         phase = (number + 0.5) / shown
-        jitter = Draws(child(key, 3, number.long()), 8)
+        jitter = Draws(child(keys[shot], 3, number.long()), 8)
         # The wearer walks and looks around: slow waves, steps, and a little tremor.
         shaking = draw() ** 2
         look = sum(
@@ -131,15 +131,14 @@ class StrokeRenderer:
             backgrounds[shot], look_up(view / self.extent, camera / self.extent, self.x, self.y[None]),
             padding_mode='reflection', align_corners=False,
         )  # fmt: skip
+        # A frame is exposed for a while: half of the cameras show the hand at both ends of that.
         blurred = draw() < 0.5
-        exposed = torch.where(blurred, draw(0, 0.012), 0.0)  # half the time, as a share of the shot
-        rgba = self._hand(key, shot, phase, tips, hands, arms)
+        exposed = torch.where(blurred, draw(0, 0.01), 0.0)
+        rgba = self._hand(keys, shot, phase - exposed, tips, hands, arms)
         moved = blurred.nonzero()[:, 0]
-        for way in (-1, 1):
-            later = (phase + way * exposed)[moved]
-            rgba[moved] += self._hand(key[moved], shot[moved], later, tips, hands, arms)
-        rgba[moved] /= 3
-        canvas = canvas * (1 - rgba[:, 3:]) + rgba[:, :3]
+        rgba[moved] += self._hand(keys, shot[moved], (phase + exposed)[moved], tips, hands, arms)
+        rgba[moved] /= 2
+        canvas.mul_(1 - rgba[:, 3:]).add_(rgba[:, :3])
         # Exposure and white balance drift; lamps flicker in bands of lines; sensors are noisy.
         exposure = torch.exp(
             draw(-1.3, 0.3) + draw.wave(phase, 0.15, 0.3, 2) + draw(0, 0.03) * jitter.around(1)
@@ -147,23 +146,19 @@ class StrokeRenderer:
         balance = torch.stack(
             [torch.exp(draw.around(0.2) + draw.wave(phase, 0.06, 0.3, 2)) for _ in range(3)], 1
         )
-        canvas.mul_((exposure[:, None] * balance).float()[..., None, None])
-        bands = draw(0, 0.04)[:, None] * torch.sin(
-            2 * math.pi * (self.y * draw(0.5, 3)[:, None] + jitter()[:, None])
-        )
-        canvas.mul_(1 + bands.float()[:, None, :, None])
+        cycles, start = draw(0.5, 3)[:, None], jitter()[:, None]
+        bands = draw(0, 0.04)[:, None] * torch.sin(2 * math.pi * (self.y * cycles + start))
+        gain = (exposure[:, None] * balance)[..., None] * (1 + bands[:, None])  # (F, 3, H)
         haze = draw(0, 30) * (draw() < 0.3)
-        noise = self.noise.unfold(0, canvas[0].numel(), 1)[(jitter() * _NOISE).long()].view_as(
-            canvas
-        )
-        canvas.add_(noise * draw(0, 9).float()[:, None, None, None]).add_(
-            (haze + 0.5).float()[:, None, None, None]
-        )
+        noise = self.noise.unfold(0, canvas[0].numel(), 1)[(jitter() * _NOISE).long()]
+        canvas.mul_(gain.float()[..., None])
+        canvas.addcmul_(noise.view_as(canvas), draw(0, 9).float()[:, None, None, None])
+        canvas.add_((haze + 0.5).float()[:, None, None, None])
         out.copy_(canvas.clamp_(0, 255))
 
     def _hand(
         self,
-        key: Tensor,
+        keys: Tensor,
         shot: Tensor,
         phase: Tensor,
         tips: Tensor,
@@ -171,10 +166,10 @@ class StrokeRenderer:
         arms: Tensor,
     ) -> Tensor:
         """float32 premultiplied RGBA (F, 4, H, W) of the arm and the hand over it."""
-        draw = Draws(child(key, 4), 24)
+        draw = Draws(child(keys, 4), 24, rows=shot)
         tip = _between(tips[shot], phase)
         # The elbow follows the hand a little, and is always behind it; the hand turns at the wrist.
-        away = _side(key)
+        away = _side(keys)[shot]
         elbow = draw(1.6, 3.6) * away + draw(0, 0.8) * tip
         elbow = elbow + away * (1 - ((elbow - tip) * away.conj()).real).clamp(min=0)
         length = torch.exp(draw.around(0.5) - 0.2 + draw.wave(phase, 0.2, 0.3, 1.5))
@@ -279,17 +274,19 @@ def photo(keys: Tensor, size: int) -> Tensor:
     """Backgrounds with the statistics of photographs, float32 RGB (N, 3, size, size), on [0, 255]:
     noise of a spectrum that falls with the frequency, things with edges, sharp or out of focus, and a
     light that comes from one side."""
-    draw = Draws(child(keys[:, None, None], 0), 280, torch.float32)
+    draw = Draws(child(keys[:, None, None], 0), 200, torch.float32)
     line = (torch.arange(size) + 0.5) * 2 / size - 1
     x, y = line[None, None, :], line[None, :, None]
     picture = _colour(child(keys, 1), 0.6)
     rough, vivid = draw(0.45, 0.9), draw()[:, None] ** 2 * 0.7
     for octave, cells in enumerate((3, 6, 12, 24, 48)):
+        if 2 * cells > size:
+            break  # finer than pixels
         waves = lattice(child(keys, 2, octave), cells, size)
         waves = torch.lerp(waves.mean(1, keepdim=True), waves, vivid)  # mostly grey, as things are
         picture = picture + (draw(0.1, 0.4) * rough**octave)[:, None] * waves
-    things = draw(2, 14)
-    for number in range(14):
+    things = draw(2, 11)
+    for number in range(11):
         turn = draw(0, math.pi) * (draw() < 0.5)
         right, down = x - draw.around(1.1), y - draw.around(1.1)
         along, across = (
@@ -297,14 +294,16 @@ def photo(keys: Tensor, size: int) -> Tensor:
             down * turn.cos() - right * turn.sin(),
         )
         wide, high = draw(0.05, 0.6), draw(0.05, 0.8)
-        box = torch.maximum(along.abs() / wide, across.abs() / high)
-        oval = ((along / wide) ** 2 + (across / high) ** 2).sqrt()
+        right, down = (along / wide).abs(), (across / high).abs()
+        box, oval = torch.maximum(right, down), torch.hypot(right, down)
         outline = (torch.where(draw() < 0.6, box, oval) - 1) * torch.minimum(wide, high)
         soft = draw(0, 1) ** 3 * 0.15 + 1.5 / size
         cover = (0.5 - outline / soft).clamp(0, 1) * (number < things)
-        own = _colour(child(keys, 3, number), 0.9) + 0.4 * (picture - 0.5) * draw()[:, None]
+        # Its own colour, brighter to one side, with some of what is behind it as its texture.
+        pattern = draw(0, 0.4)[:, None]
+        own = _colour(child(keys, 3, number), 0.9) - pattern / 2
         own = own + draw.around(0.25)[:, None] * along[:, None]
-        picture = torch.lerp(picture, own, cover[:, None])
+        picture.lerp_(own.addcmul_(pattern, picture), cover[:, None])
     light = torch.exp(draw.around(0.5) * x + draw.around(0.5) * y)
     return (picture * light[:, None]).clamp(0, 1.1).mul(255)
 
@@ -320,8 +319,8 @@ def _colour(keys: Tensor, range_: float) -> Tensor:
 def paint_hands(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Hands that point up, and forearms, premultiplied float32 RGBA (N, 4, size, size) each: bare hands of
     all skin tones, gloves, and hands that hold a pen; of either side, with one finger stretched or more."""
-    draw = Draws(child(keys[:, None, None], 0), 80)
-    line = (torch.arange(size) + 0.5).double() * 2 / size - 1
+    draw = Draws(child(keys[:, None, None], 0), 80, torch.float32)
+    line = (torch.arange(size) + 0.5) * 2 / size - 1
     x, y = line[None, None, :], line[None, :, None]
     x = x * torch.where(draw() < 0.5, -1.0, 1.0)  # left and right hands
 
