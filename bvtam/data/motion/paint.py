@@ -85,8 +85,8 @@ def texture(keys: Tensor, kinds: Tensor, base: Tensor, size: int) -> Tensor:
     cycles, start = draw(0.8, 2.5), draw()
     dx, dy = x - draw.around(0.5), y - draw.around(0.5)
     along = torch.where(rings, 1.4 * (dx * dx + dy * dy).sqrt(), along) * cycles + start
-    q = _wave(across * (cycles * draw(0.6, 1.4)) + draw())
-    p = _wave(torch.where(waves, along + 0.25 * q, along))
+    q = ripple(across * (cycles * draw(0.6, 1.4)) + draw())
+    p = ripple(torch.where(waves, along + 0.25 * q, along))
     value = torch.where(checks, p * q * 2, torch.where(dots, p + q - 0.7, p))
     value = (value * draw(1, 4)).clamp_(-1, 1) * torch.where(clouds, 0, draw(0.08, 0.35))
     tint = (uniform(child(keys, 1), 3) * 0.8 + 0.2).float()
@@ -105,7 +105,7 @@ def lattice(keys: Tensor, cells: int, size: int) -> Tensor:
     return F.grid_sample(values, grid.expand(len(keys), -1, -1, -1), align_corners=True)
 
 
-def _wave(cycles: Tensor) -> Tensor:
+def ripple(cycles: Tensor) -> Tensor:
     """Close to cos(2 pi cycles)."""
     triangle = (cycles - cycles.floor()).mul_(2).sub_(1).abs_().mul_(2).sub_(1)
     return triangle * (1.5 - 0.5 * triangle * triangle)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .paint import Draws, child, lattice, uniform
+from .paint import Draws, child, lattice, ripple, uniform
 from .scene import Frames, Shots, look_up
 
 # Forward and reverse name of every path, and the points that it passes: x to the right, y down.
@@ -285,6 +285,15 @@ def photo(keys: Tensor, size: int) -> Tensor:
         waves = lattice(child(keys, 2, octave), cells, size)
         waves = torch.lerp(waves.mean(1, keepdim=True), waves, vivid)  # mostly grey, as things are
         picture = picture + (draw(0.1, 0.4) * rough**octave)[:, None] * waves
+    # Half of them have a pattern: curtains, tiles, a striped or zigzag cloth.
+    turn, cycles = draw(0, math.pi), 2 * torch.exp(draw(0, 2))
+    along, across = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()
+    along = along + draw(0, 0.3) * (draw() < 0.3) * ripple(across * draw(1, 5))
+    stripes = ripple(along * cycles)
+    stripes = stripes * torch.where(draw() < 0.7, 1, ripple(across * cycles))
+    stripes = (stripes * draw(1, 5)).clamp(-1, 1) * (draw() < 0.5)
+    tint = torch.stack([draw.around(0.1), draw.around(0.1), draw.around(0.1)], 1)
+    picture = picture + (draw(0, 0.4)[:, None] + tint) * stripes[:, None]
     things = draw(2, 11)
     for number in range(11):
         turn = draw(0, math.pi) * (draw() < 0.5)
