@@ -83,7 +83,7 @@ def test_folders_of_videos_become_a_model(finetuned, videos, zoo, monkeypatch):
     losses = [row['loss'] for row in rows(out) if 'loss' in row]
     assert len(losses) == 4 * 2 and sum(losses[-2:]) < sum(losses[:2])
     chosen = Recipe.load(out / 'recipe.yaml')
-    assert chosen.optimizer.layer_decay == 0.75 and chosen.data.path == str(videos)
+    assert chosen.optimizer.layer_decay == 0.9 and chosen.data.path == str(videos)
     assert chosen.init == 'auto'
     assert chosen.regularize.freeze_bn == 'auto'
     first = bvtam.create_model('local-dir:' + str(zoo / 'bvtam_tiny_8x2.mine'), pretrained=True)
