@@ -108,7 +108,7 @@ def main():
     parser.add_argument('--row', type=int, default=5, help='gestures in a video')
     parser.add_argument('--limit', type=int, help='clips to use (default: all)')
     parser.add_argument('--threshold', type=float, default=0.5)
-    parser.add_argument('--hold', type=float, default=0.35)
+    parser.add_argument('--hold', type=float, default=0.4)
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
     model = bvtam.optimize(bvtam.create_model(args.model, pretrained=True).eval())

@@ -71,7 +71,7 @@ def predict(
     ] = 0.5,
     hold: Annotated[
         float, Option(help='Seconds without motion after which --events takes one to have ended.')
-    ] = 0.35,
+    ] = 0.4,
     quiet: Annotated[
         list[str] | None,
         Option(

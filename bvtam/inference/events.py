@@ -1,8 +1,8 @@
 """The gestures of a video while it comes: each once, soon after its end.
 
 A gesture is a stretch of motion between two rests. How much of the picture changes tells where it ends;
-the model is asked then, once, about this stretch, as `predict` asks it about a video. So no answer
-flickers, and between gestures a frame costs no more than its decoding.
+the model is asked about this stretch, as `predict` asks it about a video. So no answer flickers, and
+most frames cost no more than their decoding.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Events:
         self,
         model: nn.Module,
         threshold: float = 0.5,
-        hold: float = 0.35,
+        hold: float = 0.4,
         quiet: Iterable[str] | None = None,
     ) -> None:
         if not 0 <= threshold <= 1:
@@ -129,9 +129,11 @@ class Events:
             self._frames.popleft()
         self._strongest = max(self._strongest, motion)
         if motion > self._rest():
-            self._moved = second
+            self._moved, self._answer = second, None
         elif second - self._moved >= self.hold - _TOLERANCE:
             found += self._ended(second)
+        elif second - self._moved >= self.hold / 2 and self._answer is None:
+            self._answer = self._ask()  # early, so that nobody waits for the model
         return found
 
     def finish(self) -> list[Event]:
@@ -145,6 +147,7 @@ class Events:
         self._strongest = 0.0  # motion since the last gesture
         self._moved = math.inf  # second of the last motion, where a gesture may be under way
         self._done = -math.inf  # end of the last gesture
+        self._answer: list[Event] | None = None  # about what may turn out to be one
 
     def _is_apart(self, second: float, coarse: Tensor) -> bool:
         """Whether a frame does not go on with the one before: another scene, or a gap."""
@@ -162,6 +165,17 @@ class Events:
         """The gesture that ended with the last motion, if there is one and it is to be said."""
         if self._moved == math.inf:
             return []
+        found = self._ask() if self._answer is None else self._answer
+        self._strongest, self._answer = 0.0, None
+        self._moved, self._done = math.inf, self._moved
+        return [
+            {**event, 'time': now}
+            for event in found
+            if event['label'] not in self.quiet and event['score'] >= self.threshold
+        ]
+
+    def _ask(self) -> list[Event]:
+        """What the model says of the motion until the last one; nothing where it is too short."""
         rest, start, end = self._rest(), self._moved, self._moved
         for frame in reversed(self._frames):
             if frame.second <= self._done or start - frame.second >= self.hold:
@@ -169,16 +183,13 @@ class Events:
             if frame.motion > rest and frame.second <= end:
                 start = frame.second
         start = max(start - _LAG, self._frames[0].second)
-        part = [f for f in self._frames if max(self._done, start - _LEAD) < f.second <= end]
-        self._strongest, self._moved, self._done = 0.0, math.inf, end
         if end - start < _SHORTEST - _TOLERANCE:
             return []
+        part = [f for f in self._frames if max(self._done, start - _LEAD) < f.second <= end]
         indices = view_indices(self.clip, len(part))[0]
         clip = torch.stack([part[i].pixels for i in indices], dim=1)[None]
         (best,) = self._classifier.top(self._classifier.logits(clip)[0].softmax(0).cpu())
-        if best['label'] in self.quiet or best['score'] < self.threshold:
-            return []
-        return [{**best, 'start': start, 'end': end, 'time': now}]
+        return [{**best, 'start': start, 'end': end, 'time': end}]
 
 
 def quiet_labels(model: nn.Module) -> tuple[str, ...]:
@@ -192,7 +203,7 @@ def events(
     model: nn.Module,
     video: Any,
     threshold: float = 0.5,
-    hold: float = 0.35,
+    hold: float = 0.4,
     quiet: Iterable[str] | None = None,
     *,
     fps: float = 30.0,
