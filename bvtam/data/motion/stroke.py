@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .paint import Draws, child, lattice, ripple, uniform
+from .paint import Draws, child, uniform
+from .photo import photo
 from .scene import Frames, Shots, look_up
 
 # Forward and reverse name of every path, and the points that it passes: x to the right, y down.
@@ -81,7 +82,7 @@ class StrokeRenderer:
         self.x = ((torch.arange(width) + 0.5) * 2 - width).double() / self.short
         self.y = ((torch.arange(height) + 0.5) * 2 - height).double() / self.short
         self.extent = _EXTENT * max(height, width) / self.short
-        self.background = round(0.6 * self.short * self.extent)  # pixels of its side
+        self.background = round(self.short * self.extent)  # pixels of its side
         self.hand = max(24, round(0.6 * self.short))
         bits = uniform(torch.arange(_NOISE + 3 * height * width), 4)
         self.noise = (bits.sum(-1) - 2).mul(3**0.5).float()  # nearly normal, variance 1
@@ -141,7 +142,7 @@ class StrokeRenderer:
         canvas.mul_(1 - rgba[:, 3:]).add_(rgba[:, :3])
         # Exposure and white balance drift; lamps flicker in bands of lines; sensors are noisy.
         exposure = torch.exp(
-            draw(-1.3, 0.3) + draw.wave(phase, 0.15, 0.3, 2) + draw(0, 0.03) * jitter.around(1)
+            draw(-0.8, 0.4) + draw.wave(phase, 0.15, 0.3, 2) + draw(0, 0.03) * jitter.around(1)
         )
         balance = torch.stack(
             [torch.exp(draw.around(0.2) + draw.wave(phase, 0.06, 0.3, 2)) for _ in range(3)], 1
@@ -268,61 +269,6 @@ def _between(rows: Tensor, phase: Tensor) -> Tensor:
     """(F,) values of rows (F, M), whose entries stand at phases (i + 0.5) / M."""
     count = rows.shape[1]
     return _at(rows, ((phase * count - 0.5) / (count - 1)).clamp(0, 1)[:, None])[:, 0]
-
-
-def photo(keys: Tensor, size: int) -> Tensor:
-    """Backgrounds with the statistics of photographs, float32 RGB (N, 3, size, size), on [0, 255]:
-    noise of a spectrum that falls with the frequency, things with edges, sharp or out of focus, and a
-    light that comes from one side."""
-    draw = Draws(child(keys[:, None, None], 0), 200, torch.float32)
-    line = (torch.arange(size) + 0.5) * 2 / size - 1
-    x, y = line[None, None, :], line[None, :, None]
-    picture = _colour(child(keys, 1), 0.6)
-    rough, vivid = draw(0.45, 0.9), draw()[:, None] ** 2 * 0.7
-    for octave, cells in enumerate((3, 6, 12, 24, 48)):
-        if 2 * cells > size:
-            break  # finer than pixels
-        waves = lattice(child(keys, 2, octave), cells, size)
-        waves = torch.lerp(waves.mean(1, keepdim=True), waves, vivid)  # mostly grey, as things are
-        picture = picture + (draw(0.1, 0.4) * rough**octave)[:, None] * waves
-    # Half of them have a pattern: curtains, tiles, a striped or zigzag cloth.
-    turn, cycles = draw(0, math.pi), 2 * torch.exp(draw(0, 2))
-    along, across = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()
-    along = along + draw(0, 0.3) * (draw() < 0.3) * ripple(across * draw(1, 5))
-    stripes = ripple(along * cycles)
-    stripes = stripes * torch.where(draw() < 0.7, 1, ripple(across * cycles))
-    stripes = (stripes * draw(1, 5)).clamp(-1, 1) * (draw() < 0.5)
-    tint = torch.stack([draw.around(0.1), draw.around(0.1), draw.around(0.1)], 1)
-    picture = picture + (draw(0, 0.4)[:, None] + tint) * stripes[:, None]
-    things = draw(2, 11)
-    for number in range(11):
-        turn = draw(0, math.pi) * (draw() < 0.5)
-        right, down = x - draw.around(1.1), y - draw.around(1.1)
-        along, across = (
-            right * turn.cos() + down * turn.sin(),
-            down * turn.cos() - right * turn.sin(),
-        )
-        wide, high = draw(0.05, 0.6), draw(0.05, 0.8)
-        right, down = (along / wide).abs(), (across / high).abs()
-        box, oval = torch.maximum(right, down), torch.hypot(right, down)
-        outline = (torch.where(draw() < 0.6, box, oval) - 1) * torch.minimum(wide, high)
-        soft = draw(0, 1) ** 3 * 0.15 + 1.5 / size
-        cover = (0.5 - outline / soft).clamp(0, 1) * (number < things)
-        # Its own colour, brighter to one side, with some of what is behind it as its texture.
-        pattern = draw(0, 0.4)[:, None]
-        own = _colour(child(keys, 3, number), 0.9) - pattern / 2
-        own = own + draw.around(0.25)[:, None] * along[:, None]
-        picture.lerp_(own.addcmul_(pattern, picture), cover[:, None])
-    light = torch.exp(draw.around(0.5) * x + draw.around(0.5) * y)
-    return (picture * light[:, None]).clamp(0, 1.1).mul(255)
-
-
-def _colour(keys: Tensor, range_: float) -> Tensor:
-    """Colours as things have them: mostly grey, float32 (N, 3, 1, 1), on [0, 1]."""
-    draw = Draws(keys, 6)
-    grey, vivid = 0.5 + draw.around(range_ / 2), draw() ** 2 * 0.5
-    channels = [grey + vivid * draw.around(1) for _ in range(3)]
-    return torch.stack(channels, 1).clamp(0.02, 0.98).float()[..., None, None]
 
 
 def paint_hands(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
