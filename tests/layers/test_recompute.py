@@ -7,6 +7,7 @@ import torch
 from support import textbook
 from support.kept import kept_bytes
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bvtam
 from bvtam.layers import recompute
@@ -43,6 +44,15 @@ def test_training_equals_the_plain_modules(monkeypatch, options, cheap):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12, msg=name)
     for (name, a), b in zip(model.named_buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_tensors_of_a_trace_are_not_counted():
+    x = torch.randn(4, 4)
+    want = kept_bytes(nn.Linear(4, 4), x)
+    with FakeTensorMode():
+        fake = torch.randn(8, 8)
+    assert kept_bytes(nn.Linear(4, 4), x) == want
+    assert fake.shape == (8, 8)
 
 
 def test_cheap_recompute_keeps_far_less():

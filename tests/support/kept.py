@@ -1,5 +1,6 @@
 """What a graph keeps for the backward pass; the benchmarks use it too."""
 
+import contextlib
 import gc
 
 import torch
@@ -7,11 +8,14 @@ from torch.autograd import graph
 
 
 def _alive():
-    """{address: bytes} of the storages that Python objects hold."""
-    tensors = (o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not o.is_meta)
-    return {
-        s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors if not t.is_mkldnn)
-    }
+    """{address: bytes} of the storages that Python objects hold; those of a trace have no memory."""
+    found = {}
+    for tensor in gc.get_objects():
+        if issubclass(type(tensor), torch.Tensor) and not (tensor.is_meta or tensor.is_mkldnn):
+            storage = tensor.untyped_storage()
+            with contextlib.suppress(RuntimeError):
+                found[storage.data_ptr()] = storage.nbytes()
+    return found
 
 
 def kept_bytes(model, x):
