@@ -50,9 +50,10 @@ def test_tensors_of_a_trace_are_not_counted():
     x = torch.randn(4, 4)
     want = kept_bytes(nn.Linear(4, 4), x)
     with FakeTensorMode():
-        fake = torch.randn(8, 8)
+        traced = [torch.randn(8, 8)]
+    traced.append(torch._to_functional_tensor(torch.randn(8, 8)))
     assert kept_bytes(nn.Linear(4, 4), x) == want
-    assert fake.shape == (8, 8)
+    assert all(tensor.shape == (8, 8) for tensor in traced)
 
 
 def test_cheap_recompute_keeps_far_less():

@@ -11,7 +11,7 @@ def _alive():
     """{address: bytes} of the storages that Python objects hold; those of a trace have no memory."""
     found = {}
     for tensor in gc.get_objects():
-        if issubclass(type(tensor), torch.Tensor) and not (tensor.is_meta or tensor.is_mkldnn):
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_mkldnn:
             storage = tensor.untyped_storage()
             with contextlib.suppress(RuntimeError):
                 found[storage.data_ptr()] = storage.nbytes()

@@ -26,23 +26,32 @@ def photo(keys: Tensor, size: int) -> Tensor:
     """Backgrounds, float32 RGB (N, 3, size, size), on [0, 255]: noise of a spectrum that falls with the
     frequency, patterns, things with edges, and leaves, sharp or out of focus; a light from one side."""
     coarse = _things(child(keys, 0), round(_COARSE * size))
-    picture = F.interpolate(coarse, (size, size), mode='bilinear', align_corners=False)
+    picture = _middle(coarse, 1, size)
     draw = Draws(child(keys[:, None, None, None], 1), 40, torch.float32)
     fine = _pieces(child(keys, 2), size)
-    near, half = (
-        (draw() < 0.2).flatten(),
-        size // 4,
-    )  # those are seen from near: their leaves are larger
-    fine[near] = F.interpolate(fine[near, :, half:-half, half:-half], (size, size), mode='bilinear')
+    near = (draw() < 0.2).flatten()  # those are seen from near, so that their leaves are larger
+    fine[near] = _middle(fine[near], 0.5, size)
     # Other colours, by a matrix: greyer or more vivid, warmer or colder, of more contrast or a negative.
     vivid, tint = draw() ** 2 * 1.2, torch.cat([draw(0.7, 1.3) for _ in range(3)], 1)
     contrast = draw(0.5, 2) * torch.where(draw() < 0.5, -1.0, 1.0)
     matrix = (vivid * torch.eye(3) + (1 - vivid) / 3)[:, 0] * (contrast * tint)[..., 0]
-    fine = (matrix @ fine.sub_(0.5).flatten(2)).view_as(fine).add_(draw(0.3, 0.7))
+    red, green, blue = (
+        m[..., None] * (fine[:, [i]] - 0.5) for i, m in enumerate(matrix.split(1, 2))
+    )
+    fine = (red + green + blue).add_(draw(0.3, 0.7))
     picture.lerp_(fine, torch.where(draw() < 0.25, 0.0, draw(0.2, 1.6).clamp(max=1)))
     line = (torch.arange(size) + 0.5) * 2 / size - 1
     light = [torch.exp(draw.around(0.5) * at) for at in (line, line[:, None])]
     return picture.mul_(light[0] * light[1]).clamp_(0, 1.1).mul_(255)
+
+
+def _middle(pictures: Tensor, share: float, size: int) -> Tensor:
+    """The middle of pictures, `share` of their side, on size x size pixels. (What `F.interpolate` gives
+    depends on the number of threads.)"""
+    line = ((torch.arange(size) + 0.5) * 2 / size - 1) * share
+    grid = torch.stack(torch.meshgrid(line, line, indexing='xy'), -1)
+    grid = grid.expand(len(pictures), -1, -1, -1)
+    return F.grid_sample(pictures, grid, padding_mode='border', align_corners=False)
 
 
 def _things(keys: Tensor, size: int) -> Tensor:
