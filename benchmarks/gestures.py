@@ -10,8 +10,8 @@ and portrait (with bars); 10 to 30 frames a second; H.264.
 
 A gesture ends with its clip. It is said right if one answer, and no other, falls between its beginning
 and half a second after its end, with its label. An answer is false if it is of another label, or not the
-first of its gesture, or in a pause. `accuracy` is that of whole clips, each by itself: without a mistake
-about where gestures begin and end, `right` would be as high.
+first of its gesture, or in a pause. A clip of a quiet class is right if nothing is said. `accuracy` is that
+of whole clips, each by itself: without a mistake about where gestures begin and end, `right` would be as high.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from torchvision.transforms.v2 import functional as F
 
 import bvtam
 from bvtam.data.video.write import Coding, write_video
+from bvtam.inference.events import quiet_labels
 
 IN_TIME = 0.5  # seconds after the end of a gesture
 CODING = Coding(options={'preset': 'veryfast', 'crf': '23', 'bf': '0'})
@@ -86,7 +87,7 @@ def joined(path, clips, way, draw):
     return truth
 
 
-def judged(said, truth):
+def judged(said, truth, quiet=()):
     """(gestures said right, those said more than once, false answers, seconds from end to answer)."""
     right, twice, false, delays = 0, 0, len(said), []
     for label, start, end in truth:
@@ -94,7 +95,9 @@ def judged(said, truth):
         # A cut ends a gesture at the first picture of the next one.
         mine = [event for event in mine if event['start'] < end and event['end'] > start]
         twice += len(mine) > 1
-        if mine and mine[0]['label'] == label:
+        if label in quiet:
+            right += not mine
+        elif mine and mine[0]['label'] == label:
             false -= 1
             right += len(mine) == 1
             delays.append(mine[0]['time'] - end)
@@ -131,7 +134,7 @@ def main():
                 said = list(bvtam.events(model, path, args.threshold, args.hold))
                 used += time.process_time() - began
                 lengths += bvtam.open_video(path).duration
-                *found, late = judged(said, truth)
+                *found, late = judged(said, truth, quiet_labels(model))
                 totals = [a + b for a, b in zip(totals, found, strict=True)]
                 delays += late
             right, twice, false = totals

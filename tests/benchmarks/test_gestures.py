@@ -27,6 +27,8 @@ def test_what_is_right(gestures):
     assert gestures.judged([up, down, {**left, 'time': 8.6}], truth)[:3] == (2, 0, 1)
     twice = event('left', 6, 6.5, 7.0)
     assert gestures.judged([up, down, twice, left], truth)[:3] == (2, 1, 1)
+    assert gestures.judged([up, down], truth, ['left'])[:3] == (3, 0, 0)
+    assert gestures.judged([up, down, left], truth, ['left'])[:3] == (2, 0, 1)
     assert gestures.judged([event('x', 5.1, 5.6, 5.8)], truth)[:3] == (0, 0, 1)
 
 
