@@ -76,8 +76,8 @@ def _things(keys: Tensor, size: int) -> Tensor:
     stripes = (stripes * draw(1, 5)).clamp(-1, 1) * (draw() < 0.5)
     tint = torch.stack([draw.around(0.1), draw.around(0.1), draw.around(0.1)], 1)
     picture = picture + (draw(0, 0.4)[:, None] + tint) * stripes[:, None]
-    things = draw(1, 7)
-    for number in range(7):
+    things = draw(1, 6)
+    for number in range(6):
         turn = draw(0, math.pi) * (draw() < 0.5)
         right, down = x - draw.around(1.1), y - draw.around(1.1)
         along, across = (

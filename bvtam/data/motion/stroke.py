@@ -45,7 +45,7 @@ _TIP, _WRIST = -0.95, 0.75  # y of both in the picture of a hand, which spans [-
 _EXTENT = 1.6  # of the background, in half frames, before it is mirrored
 _NOISE = 1 << 19  # places in the bank where a frame's sensor noise may start
 _ARRIVES = 0.04  # of a shot: what comes in faster has been there all the time
-_BLOCK = 1 << 17  # pixels drawn at a time: what stays in a core's cache
+_BLOCK = 1 << 18  # pixels drawn at a time: fewer calls, and still what a core's cache holds
 _SKIN = torch.tensor(
     [[245, 215, 195], [230, 190, 160], [205, 155, 120], [165, 115, 80], [115, 75, 50], [65, 42, 30]]
 ).double()
@@ -128,17 +128,16 @@ class StrokeRenderer:
             torch.exp(draw.around(0.3) + draw.wave(phase, 0.08, 0.3, 1)),
             draw.around(0.15) + shaking * draw.wave(phase, 0.1, 0.5, 3),
         )
-        canvas = F.grid_sample(
-            backgrounds[shot], look_up(view / self.extent, camera / self.extent, self.x, self.y[None]),
-            padding_mode='reflection', align_corners=False,
-        )  # fmt: skip
-        # A frame is exposed for a while: half of the cameras show the hand at both ends of that.
-        blurred = draw() < 0.5
+        place = look_up(view / self.extent, camera / self.extent, self.x, self.y[None])
+        canvas = _sample(backgrounds, shot, place, 'reflection')
+        # A frame is exposed for a while: some cameras show the hand at both ends of that.
+        blurred = draw() < 0.4
         exposed = torch.where(blurred, draw(0, 0.01), 0.0)
         rgba = self._hand(keys, shot, phase - exposed, tips, hands, arms)
         moved = blurred.nonzero()[:, 0]
-        rgba[moved] += self._hand(keys, shot[moved], (phase + exposed)[moved], tips, hands, arms)
-        rgba[moved] /= 2
+        if len(moved):
+            late = (phase + exposed)[moved]
+            rgba[moved] = (rgba[moved] + self._hand(keys, shot[moved], late, tips, hands, arms)) / 2
         canvas.mul_(1 - rgba[:, 3:]).add_(rgba[:, :3])
         # Exposure and white balance drift; lamps flicker in bands of lines; sensors are noisy.
         exposure = torch.exp(
@@ -181,19 +180,26 @@ class StrokeRenderer:
         wrist = tip - length * up
         half = length / (_WRIST - _TIP)
         turn = 1 / (half * up * 1j)
-        over = F.grid_sample(
-            hands[shot],
-            look_up(turn, _TIP * 1j - tip * turn, self.x, self.y[None]),
-            align_corners=False,
-        )
+        over = _sample(hands, shot, look_up(turn, _TIP * 1j - tip * turn, self.x, self.y[None]))
         along = elbow - wrist
         along = along / along.abs()
         turn = along.conj().resolve_conj()
         place = look_up(turn, -wrist * turn, self.x, self.y[None])
         place[..., 0].add_(0.08).mul_(2 / _ARM).sub_(1)
         place[..., 1].div_((draw(0.34, 0.5) * length).float()[:, None, None])
-        under = F.grid_sample(arms[shot], place, align_corners=False)
+        under = _sample(arms, shot, place)
         return under.mul_(1 - over[:, 3:]).add_(over)
+
+
+def _sample(pictures: Tensor, shot: Tensor, place: Tensor, beyond: str = 'zeros') -> Tensor:
+    """The pictures (S, C, h, w) of each frame's `shot` (F,) at `place` (F, H, W, 2), without a copy of them
+    for each frame: those of a shot follow each other."""
+    shots, counts = (x.tolist() for x in torch.unique_consecutive(shot, return_counts=True))
+    parts = [
+        F.grid_sample(pictures[s].expand(len(p), -1, -1, -1), p, 'bilinear', beyond, False)
+        for s, p in zip(shots, place.split(counts), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def _side(key: Tensor) -> Tensor:
