@@ -1,0 +1,34 @@
+"""The study of the bounds of strokes: what sees frames one by one cannot tell a clip from its reverse."""
+
+import pytest
+import torch
+
+import bvtam
+from bvtam.data.motion.clips import MotionClips
+from bvtam.data.transforms import normalize
+
+
+@pytest.fixture
+def bounds(benchmark):
+    return benchmark('bounds')
+
+
+def test_a_model_of_frames_gives_a_clip_and_its_reverse_the_same_scores(bounds):
+    data = MotionClips(16, 32, 'stroke')
+    there, back = (data.label_names.index(name) for name in ('star', 'star_reversed'))
+    clips = [data.render([5], [label])[0] for label in (there, back)]
+    torch.manual_seed(0)
+    for name, temporal in bounds.SEES.items():
+        model = bvtam.create_model('bvtam_tiny_8x2', num_classes=16, temporal=temporal)
+        model = model.double().eval()
+        if name == 'frame':
+            bounds.one_by_one(model)
+        with torch.inference_mode():
+            a, b = (model(normalize(clip, model.clip_config).double()) for clip in clips)
+        different = ((a - b).abs().max() / a.abs().max()).item()
+        assert (different < 1e-9) == (name == 'frame'), (name, different)
+
+
+def test_table(bounds):
+    row = {'sees': 'frame', 'temporal': 'none', 'top1': 48.25, 'bound': 50.0}
+    assert bounds.table([row]).endswith('| one frame | `none` | 48.2 | 50 |')
