@@ -18,7 +18,8 @@ from torch import Tensor
 from .paint import Draws, child, lattice, ripple, uniform
 
 _COARSE = 0.6  # of the pixels of a background that its waves, patterns and things are painted with
-_LEAVES = 16  # pictures of leaves in a bank
+_LEAVES, _SIDE = 16, 256  # pictures of leaves, and pixels of their sides
+_PIECE = 192  # pixels of the largest piece of one: larger backgrounds are enlarged
 _CELL = 3  # pixels of the finest cell, which holds one leaf
 
 
@@ -28,9 +29,11 @@ def photo(keys: Tensor, size: int) -> Tensor:
     coarse = _things(child(keys, 0), round(_COARSE * size))
     picture = _middle(coarse, 1, size)
     draw = Draws(child(keys[:, None, None, None], 1), 40, torch.float32)
-    fine = _pieces(child(keys, 2), size)
+    piece = min(size, _PIECE)
+    fine = _pieces(child(keys, 2), piece)
     near = (draw() < 0.2).flatten()  # those are seen from near, so that their leaves are larger
-    fine[near] = _middle(fine[near], 0.5, size)
+    fine[near] = _middle(fine[near], 0.5, piece)
+    fine = fine if piece == size else _middle(fine, 1, size)
     # Other colours, by a matrix: greyer or more vivid, warmer or colder, of more contrast or a negative.
     vivid, tint = draw() ** 2 * 1.2, torch.cat([draw(0.7, 1.3) for _ in range(3)], 1)
     contrast = draw(0.5, 2) * torch.where(draw() < 0.5, -1.0, 1.0)
@@ -100,7 +103,7 @@ def _things(keys: Tensor, size: int) -> Tensor:
 
 def _pieces(keys: Tensor, size: int) -> Tensor:
     """Pieces of pictures of leaves, turned and mirrored, float32 RGB (N, 3, size, size)."""
-    bank = _bank(size)
+    bank = _bank()
     number, right, down, turn = uniform(keys, 4).unbind(-1)
     room = bank.shape[-1] - size + 1
     windows = bank.unfold(2, size, 1).unfold(
@@ -113,16 +116,16 @@ def _pieces(keys: Tensor, size: int) -> Tensor:
     return out
 
 
-@functools.lru_cache(maxsize=2)
-def _bank(size: int) -> Tensor:
-    """Pictures of leaves for backgrounds of `size` pixels, float32 RGB (leaves, 3, 2 size, 2 size)."""
-    return paint_leaves(child(torch.arange(_LEAVES), 0), math.ceil(2 * size / 64) * 64)
+@functools.cache
+def _bank() -> Tensor:
+    """Pictures of leaves, float32 RGB (leaves, 3, side, side)."""
+    return paint_leaves(child(torch.arange(_LEAVES), 0), _SIDE)
 
 
 def paint_leaves(keys: Tensor, size: int) -> Tensor:
     """Ovals and boxes of all sizes that hide each other, float32 RGB (N, 3, size, size) on [0, 1].
 
-    `size` is a multiple of 64. The leaves lie in cells that become finer, one in a cell at most, and are
+    The leaves lie in cells that become finer, one in a cell at most, and are
     fewer in some places than in others, as walls are smooth and bushes are not.
     """
     picture = _colour(child(keys, 0), 0.6).expand(-1, -1, size, size).clone()
