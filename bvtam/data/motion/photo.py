@@ -125,8 +125,8 @@ def _bank() -> Tensor:
 def paint_leaves(keys: Tensor, size: int) -> Tensor:
     """Ovals and boxes of all sizes that hide each other, float32 RGB (N, 3, size, size) on [0, 1].
 
-    The leaves lie in cells that become finer, one in a cell at most, and are
-    fewer in some places than in others, as walls are smooth and bushes are not.
+    The leaves lie in cells that become finer, one in a cell at most, and are fewer in some places than in
+    others, as walls are smooth and bushes are not.
     """
     picture = _colour(child(keys, 0), 0.6).expand(-1, -1, size, size).clone()
     palette = _colour(child(keys[:, None], 1, torch.arange(6)).flatten(), 0.95).view(-1, 6, 3)
