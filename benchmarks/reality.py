@@ -12,9 +12,9 @@ gestures of EgoGestAR (github varunj/EgoGestAR), seen from the wearer's eyes. Th
     probe      logistic regression on the features of `create_model(..., pretrained=True, num_classes=0)`
     others     trained by a recipe of the package on clips of one part, tested on each of the other parts
 
-A trained arm has the temporal operator that its name begins with. `frame` has none, and the first frame
-of each pair stands in both places, so the same layers see frames one by one; `tsn` is an image ResNet
-that does. `*_scratch` and `tsn` start at random, `tam` from all weights, the others from all but those
+A trained arm has the temporal operator that its name begins with. `frame` has none, and every frame stands
+in both places of a pair of its own, so the same layers see frames one by one, twice as many pairs; `tsn` is
+an image ResNet that does. `*_scratch` and `tsn` start at random, `tam` from all weights, the others from all but those
 of temporal operators. The weights were trained with TAM, which does not make them the best start for
 another operator: `tam_new`, whose TAMs begin anew, is what to compare `tsm`, `none` and `frame` with. Where
 the recipe keeps the batch norms of the first weights, only `tam` does: elsewhere they would not fit. All
@@ -41,6 +41,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from bounds import one_by_one
 from reality_report import RESULTS, check, digest, figure, load, percent, table
 
 import bvtam
@@ -75,7 +76,7 @@ class Arm:
 
     temporal: str
     start: str
-    one_by_one: bool = False  # frames, each in both places of a pair
+    one_by_one: bool = False  # every frame in both places of a pair of its own
     tsn: bool = False
 
 
@@ -297,11 +298,6 @@ def recipe_of(job, given, folder, options):
         del clip['flip']
     recipe = replace(recipe, clip=clip, model_options=recipe.model_options | made)
     return recipe.with_data(os.fspath(folder / 'clips'))
-
-
-def one_by_one(model):
-    """Makes a model of pairs see the first frame of each pair in both places."""
-    model.register_forward_pre_hook(lambda _, x: (x[0][:, :, ::2].repeat_interleave(2, 2),))
 
 
 def finetune(job, given, parts, folder, options):
