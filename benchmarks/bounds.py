@@ -5,7 +5,8 @@
 All are `bvtam_tiny_8x2`, start from what our weights know of single frames, and see the same strokes:
 `frame` has no temporal operator and each frame in both places of a pair of its own, `pair` no temporal
 operator, `clip` TAM. Each is measured on 2,000 held-out strokes. A run goes on where it was stopped; its
-result is written to benchmarks/results/bounds.json.
+result is written to benchmarks/results/bounds.json, and `python benchmarks/tables.py bounds` puts it into
+docs/results.md.
 """
 
 import argparse
@@ -25,6 +26,13 @@ from bvtam.files import write_file
 
 RESULTS = Path(__file__).parent / 'results/bounds.json'
 EPOCHS, TEST_CLIPS, TEST_SEED = 4, 2000, 1000
+SECTION = """## The bounds of strokes
+
+A stroke and its reverse show the same frames, so a model that sees them one by one is right for one of the two
+at most, while pairs of frames show which way the hand goes. Three models that start from the same knowledge of
+single frames are trained on the same strokes, and differ in how much they see at once
+(`python benchmarks/bounds.py`):
+"""
 SEES = {'frame': 'none', 'pair': 'none', 'clip': 'tam'}  # and its temporal operator
 
 
@@ -64,14 +72,27 @@ def measure(name, clips, runs):
     }
 
 
+def load():
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
 def table(results):
     """Markdown: a line for each model beside its bound."""
-    lines = ['| each answer is of | operator | top-1 (%) | at most (%) |', '|---|---|---|---|']
+    lines = [
+        '| each answer is of | operator | strokes to train on | to test on | top-1 (%) | at most (%) |',
+        '|---|---|---|---|---|---|',
+    ]
     for row in results:
         lines.append(
-            f'| one {row["sees"]} | `{row["temporal"]}` | {row["top1"]:.1f} | {row["bound"]:.0f} |'
+            f'| one {row["sees"]} | `{row["temporal"]}` | {row["clips"]:,} | {row["test_clips"]:,} '
+            f'| {row["top1"]:.1f} | {row["bound"]:.0f} |'
         )
     return '\n'.join(lines)
+
+
+def section(results):
+    """Markdown for docs/results.md: what is shown, and the table; nothing without results."""
+    return f'{SECTION}\n{table(results)}' if results else ''
 
 
 def main():
@@ -82,9 +103,7 @@ def main():
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = (
-        {row['sees']: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
-    )
+    found = {row['sees']: row for row in load()}
     for name in [args.only] if args.only else SEES:
         found[name] = measure(name, args.clips, args.runs)
         rows = [found[name] for name in SEES if name in found]

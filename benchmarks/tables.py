@@ -3,6 +3,7 @@
 python benchmarks/models.py --json > benchmarks/results/models.json
 bvtam bench 'bvtam_*_8x2' tsm_resnet50_f8 --out benchmarks/results
 python benchmarks/claims.py
+python benchmarks/bounds.py
 python benchmarks/reality.py DATA
 python benchmarks/tables.py            # all, and the cards in zoo/; counts all costs anew
 python benchmarks/tables.py cli recipes settings    # these parts alone, in seconds
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import bounds
 import claims
 import reality_report
 import typer
@@ -86,6 +88,10 @@ def peers_table():
 
 def claims_table():
     return claims.table(claims.load())
+
+
+def bounds_section():
+    return bounds.section(bounds.load())
 
 
 def reality_table():
@@ -280,6 +286,7 @@ PARTS = {
         'benchmark': benchmark_table,
         'peers': peers_table,
         'claims': claims_table,
+        'bounds': bounds_section,
         'reality': reality_table,
     },
     'docs/guides/data_sets.md': {'list_formats': list_formats},

@@ -1,5 +1,7 @@
 """The study of the bounds of strokes: what sees frames one by one cannot tell a clip from its reverse."""
 
+import json
+
 import pytest
 import torch
 
@@ -29,6 +31,12 @@ def test_a_model_of_frames_gives_a_clip_and_its_reverse_the_same_scores(bounds):
         assert (different < 1e-9) == (name == 'frame'), (name, different)
 
 
-def test_table(bounds):
-    row = {'sees': 'frame', 'temporal': 'none', 'top1': 48.25, 'bound': 50.0}
-    assert bounds.table([row]).endswith('| one frame | `none` | 48.2 | 50 |')
+def test_the_page_has_a_section_once_there_are_results(bounds, benchmark, tmp_path, monkeypatch):
+    tables = benchmark('tables')
+    monkeypatch.setattr(bounds, 'RESULTS', tmp_path / 'bounds.json')
+    assert tables.bounds_section() == ''
+    row = {'sees': 'frame', 'temporal': 'none', 'clips': 16000, 'test_clips': 2000}
+    bounds.RESULTS.write_text(json.dumps([row | {'top1': 48.25, 'bound': 50.0}]))
+    lines = tables.bounds_section().splitlines()
+    assert lines[0] == '## The bounds of strokes'
+    assert lines[-1] == '| one frame | `none` | 16,000 | 2,000 | 48.2 | 50 |'
