@@ -83,7 +83,7 @@ def test_a_name_finds_what_was_converted(tiny_file, tmp_path, monkeypatch):
     assert bvtam.list_pretrained('*.mine') == ['bvtam_tiny_8x2.mine']
     assert bvtam.list_pretrained('swin*') == []
     # the bare name is that of the weights that ship, where there are some
-    assert bvtam.create_model('bvtam_tiny_8x2', pretrained=True).num_classes == 28
+    assert bvtam.create_model('bvtam_tiny_8x2', pretrained=True).num_classes == 44
     others = resolve.roots()[:-1]
     monkeypatch.setattr(resolve, 'roots', lambda: others)
     for create, name in (

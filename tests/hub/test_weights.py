@@ -389,7 +389,7 @@ def test_weights_that_ship(name):
     assert folder.parent == resolve.roots()[-1]
     model = bvtam.create_model(arch, pretrained=True)
     entry = table.entries()[name]
-    assert model.label_names == MotionClips(family='shapes').label_names
+    assert model.label_names == MotionClips(family='all').label_names
     assert model.clip_config.num_frames == 2 * int(arch.split('_')[-1].removesuffix('x2'))
     for metric in entry.metrics:
         assert metric['command'].startswith(f'bvtam eval {name} --data motion')
