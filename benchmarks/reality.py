@@ -41,6 +41,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+import yaml
 from bounds import one_by_one
 from reality_report import RESULTS, check, digest, figure, load, percent, table
 
@@ -156,7 +157,9 @@ def clip_of(model, options):
 def jobs(options, parts, weights):
     """Every result that is wanted, cheapest first; `weights`: {name: what `find_weights` gives}."""
     file = find_recipe(options.recipe)
-    recipe = ' '.join([f'{file.stem} ({digest(file.read_bytes())[:8]})', *options.set])
+    # What the recipe sets, whatever its comments say.
+    settings = json.dumps(yaml.safe_load(file.read_text()), sort_keys=True)
+    recipe = ' '.join([f'{file.stem} ({digest(settings.encode())[:8]})', *options.set])
     found = []
     sets = product(weights, options.arms, options.seeds, options.shots, options.train or parts)
     for name, arm, seed, shots, train in sets:
