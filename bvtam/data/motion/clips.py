@@ -142,7 +142,7 @@ class MotionClips(Dataset):
         }  # fmt: skip
         self.num_frames, self.size, self.family = num_frames, [height, width], family
         self.seed, self.split, self.length = seed, split, length
-        self.encode, self.cut_unit = encode, cut_unit
+        self.encode, self.cut_unit, self.strokes = encode, cut_unit, strokes
 
         played, ordered, drawn = [], [], []
         if family in ('direction', 'shapes', 'all'):
@@ -202,6 +202,10 @@ class MotionClips(Dataset):
             shown = shown.div(2, rounding_mode='floor')
         return len(shown.unique(dim=0)) / self.num_classes
 
+    def labels(self, indices: Tensor) -> Tensor:
+        """The classes (B,) that the clips at `indices` (B,) have unless others are asked of `render`."""
+        return self._cycle[indices % len(self._cycle)]
+
     def render(
         self, indices: Sequence[int] | Tensor, labels: Sequence[int] | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -220,7 +224,7 @@ class MotionClips(Dataset):
         """
         indices = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
         if labels is None:
-            labels = self._cycle[indices % len(self._cycle)]
+            labels = self.labels(indices)
         labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
         if len(labels) != len(indices):
             raise BvtamError(f'{len(labels)} labels for {len(indices)} clips')
@@ -289,7 +293,7 @@ class MotionClips(Dataset):
     def settings(self) -> dict[str, Any]:
         """All that the clips depend on, as plain values."""
         names = ('num_frames', 'size', 'family', 'seed', 'split', 'label_names')
-        names += ('textures', 'shapes', 'encode', 'cut_unit')
+        names += ('textures', 'shapes', 'encode', 'cut_unit', 'strokes')
         return {name: getattr(self, name) for name in names}
 
     def set_epoch(self, epoch: int) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...errors import BvtamError
 from ...files import refuse_links, write_file
 from .clips import MotionClips
@@ -66,9 +68,10 @@ def write_videos(
         step = max(1, _BATCH // (height * width * clips.num_frames))
         rows = []
         for start in range(0, count, step):
+            indices = torch.arange(start, min(start + step, count))
             paths = {
-                i: out / folders[i % clips.num_classes] / f'{i:08d}.mp4'
-                for i in range(start, min(start + step, count))
+                i: out / folders[label] / f'{i:08d}.mp4'
+                for i, label in zip(indices.tolist(), clips.labels(indices).tolist(), strict=True)
             }
             missing = [i for i, path in paths.items() if not path.exists()]
             videos = dict(zip(missing, clips.render(missing)[0], strict=True))

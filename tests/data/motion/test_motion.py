@@ -499,6 +499,15 @@ def test_written_videos(tmp_path):
     assert not [path for path in out.rglob('*') if path.name.startswith('.')]
 
 
+def test_videos_of_clips_with_more_strokes_have_the_labels_of_the_clips(tmp_path):
+    data = MotionClips(4, 16, 'all', strokes=2, split='val')
+    paths = list(write_videos(data, tmp_path, 59))  # 44 classes, then strokes again
+    labels = data.render(range(59))[1].tolist()
+    assert [path.parent.name for path in paths] == [data.label_names[i] for i in labels]
+    with pytest.raises(BvtamError, match='tells of other settings'):
+        next(write_videos(MotionClips(4, 16, 'all', split='val'), tmp_path, 59))
+
+
 def test_writing_goes_on_where_it_was(tmp_path):
     data = MotionClips(4, 16)
     written = write_videos(data, tmp_path, 6)
