@@ -76,7 +76,7 @@ def predict(
         list[str] | None,
         Option(
             metavar='LABEL',
-            help='A class that --events never says; repeatable (default: quiet, none, background ...).',
+            help='A class that --events never says, beside quiet, none, background ...; repeatable.',
         ),
     ] = None,
     batch_size: options.BatchSize = 8,
@@ -138,7 +138,7 @@ def predict(
         loaded = load_model(model, precision, inside=not events)
         source = open_video(videos[0], frames=frames, fps=frame_rate, **reading)
         if events:
-            quiet = quiet or quiet_labels(loaded)
+            quiet = list(dict.fromkeys([*quiet_labels(loaded), *(quiet or [])]))
             rate = 30.0 if fps is None else fps
             found = find_events(
                 loaded, source, threshold, hold, quiet, fps=rate, time_limit=time_limit

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ..factory import create_model
 from .data import build_datasets, load_data
 from .recipe import Recipe
-from .setup import build_model, enough_epochs
+from .setup import build_model, enough_epochs, warn_all_warmup
 from .train import RunResults, Trainer
 
 
@@ -38,6 +38,7 @@ def train(
     """
     model, train_set, val_set = build(recipe)
     recipe = enough_epochs(recipe, len(train_set))
+    warn_all_warmup(recipe)
     out = Path(out) if out is not None else Path('runs') / recipe.model
     trainer = Trainer(model, recipe, train_set, val_set, out, progress, on_log)
     return {**trainer.fit(resume), 'out': str(out)}

@@ -191,6 +191,18 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return optimizer
 
 
+def warn_all_warmup(recipe: Recipe) -> None:
+    """Warns of a run that ends before its learning rate is what the recipe says."""
+    schedule = recipe.schedule
+    if schedule.warmup_epochs >= schedule.epochs > 0:
+        log.warning(
+            'schedule.warmup_epochs: the learning rate rises from %g through all %d epochs, so that little '
+            'is learned: give more epochs, or warmup_epochs=0',
+            schedule.warmup_lr,
+            schedule.epochs,
+        )
+
+
 def enough_epochs(recipe: Recipe, num_samples: int) -> Recipe:
     """The recipe with the epochs that `schedule.min_steps` asks for on a training set of that size."""
     steps = -(-num_samples // recipe.run.batch_size)

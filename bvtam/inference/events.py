@@ -198,7 +198,6 @@ def quiet_labels(model: nn.Module) -> tuple[str, ...]:
     return tuple(s for s in labels if s.lower().replace('_', ' ').replace('-', ' ') in QUIET)
 
 
-@closed_at_exit
 def events(
     model: nn.Module,
     video: Any,
@@ -219,9 +218,15 @@ def events(
         time_limit: as of `predict`.
 
     Raises:
-        BvtamError: as from `predict` and `Events`, or `fps` that is not positive.
+        BvtamError: as from `predict` and `Events`, or `fps` that is below 1.
     """
-    found = Events(model, threshold, hold, quiet)
+    if 0 < fps < 1 / _GAP:
+        raise BvtamError(f'fps must be {1 / _GAP:g} or more to see gestures, not {fps:g}')
+    return _events(Events(model, threshold, hold, quiet), video, fps, time_limit)
+
+
+@closed_at_exit
+def _events(found: Events, video: Any, fps: float, time_limit: float) -> Iterator[Event]:
     reader = open_video(video, time_limit, PROTOCOLS, found.clip.colors)
     for _, second, picture in at_rate(reader.play(), fps):
         yield from found.push(second, picture)

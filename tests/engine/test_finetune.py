@@ -21,7 +21,7 @@ from bvtam.data.records import Record
 from bvtam.engine.data import RunData, build_datasets, load_data
 from bvtam.engine.recipe import Recipe
 from bvtam.engine.run import finetune, train
-from bvtam.engine.setup import build_model, enough_epochs
+from bvtam.engine.setup import build_model, enough_epochs, warn_all_warmup
 from bvtam.errors import BvtamError
 from bvtam.inference.predict import predict
 
@@ -167,6 +167,9 @@ def test_small_sets_get_more_epochs(videos, tmp_path, caplog):
         Recipe.load('finetune', pairs) for pairs in ([], ['epochs=3'], ['epochs=3', 'min_steps=9'])
     ]
     assert [enough_epochs(each, 40).schedule.epochs for each in asked] == [20, 3, 3]
+    assert 'warmup_epochs' not in caplog.text
+    warn_all_warmup(Recipe.load('finetune', ['epochs=1']))
+    assert 'the learning rate rises from 1e-06 through all 1 epochs' in caplog.text
 
 
 def test_flip_of_the_first_weights_is_known(zoo, tmp_path, monkeypatch):

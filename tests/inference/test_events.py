@@ -244,6 +244,10 @@ def test_bad_options():
             Events(Way(), **options)
     with pytest.raises(BvtamError, match='fps must be above 0, not 0'):
         next(events(Way(), torch.zeros(3, 3, 8, 8, dtype=torch.uint8), fps=0))
+    with pytest.raises(BvtamError, match='threshold must be'):  # at once, not with the first frame
+        events(Way(), 'camera', threshold=7)
+    with pytest.raises(BvtamError, match='fps must be 1 or more to see gestures, not 0.5'):
+        events(Way(), 'camera', fps=0.5)
     with pytest.raises(BvtamError, match='takes single images'):
         Events(bvtam.create_model('blresnet50'))
 
@@ -260,11 +264,11 @@ def test_the_command(capfd, tmp_path):
         return run(capfd, 'predict', *args, '--model', f'local-dir:{folder}')
 
     loaded = bvtam.optimize(bvtam.create_model(f'local-dir:{folder}', pretrained=True).eval())
-    want = list(events(loaded, video, 0.1, 0.3, ['b']))
+    want = list(events(loaded, video, 0.1, 0.3, ['idle', 'b']))
     options = ['--stream', '--events', '--threshold', 0.1, '--hold', 0.3, '--quiet', 'b']
     code, out, err = predict(video, *options, '--json')
     assert code == 0 and [json.loads(line) for line in out.splitlines()] == want and len(want) > 0
-    assert err == 'never said: b\n'
+    assert err == 'never said: idle, b\n'
     code, out, err = predict(video, '--stream', '--events', '--threshold', 0)
     assert code == 0 and err == 'never said: idle\n'
     assert f' s  {want[0]["score"]:.4f}  {want[0]["label"]}  (' in out
@@ -277,4 +281,4 @@ def test_the_command(capfd, tmp_path):
         code, _, err = predict(SAMPLE, *args)
         assert code == 2 and message in ' '.join(err.replace('│', '').split())
     code, _, err = predict(SAMPLE, '--stream', '--events', '--quiet', 'z')
-    assert code == 1 and "quiet: no class of the model is 'z'" in err
+    assert code == 1 and err.startswith("bvtam: quiet: no class of the model is 'z'"), err
